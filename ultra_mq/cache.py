@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A content-addressed cache that is safe to share and to kill at any moment.
+
+An entry is a folder named after the hash of everything its content depends on. It is made under another name and
+renamed when complete, so a folder that exists is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ultra_mq.console import warn
+from ultra_mq.errors import RunFolderError
+
+LAYOUT = 1
+"""Raised when the meaning of cached content changes without a change of any version below."""
+
+PACKAGES = ("ultra-mq", "ultralytics", "torch", "nvidia-modelopt", "onnx")
+LOCK_TIMEOUT_S = 1800.0
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+
+
+class Cache:
+    """Entries under one root folder.
+
+    Args:
+        root: Folder of the cache; ``ULTRA_MQ_CACHE`` or ``~/.cache/ultra-mq`` by default.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        default = os.environ.get("ULTRA_MQ_CACHE") or Path.home() / ".cache" / "ultra-mq"
+        self.root = Path(root or default)
+
+    def folder(self, stage: str, depends_on: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """Return the folder of an entry, made first where it does not exist.
+
+        Two runs that want the same entry at once: the second waits and reads what the first has made.
+
+        Args:
+            stage: Name of the stage, for the reader of the cache.
+            depends_on: Everything the content depends on, as plain JSON values.
+            make: Fills a folder; called only where the entry is missing.
+
+        Raises:
+            RunFolderError: The cache cannot be written, or another run holds the entry for too long.
+        """
+        entry = self.root / stage / hash_key({**depends_on, "stage": stage})
+        if entry.is_dir():
+            return entry
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(entry.with_suffix(".lock"), stage):
+                if not entry.is_dir():
+                    self._fill(entry, make)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise RunFolderError(
+                f"Cannot write the cache '{self.root}': {error.strerror or error}. "
+                f"Free some space, or set ULTRA_MQ_CACHE to a writable folder."
+            ) from error
+        return entry
+
+    def _fill(self, entry: Path, make: Callable[[Path], None]) -> None:
+        temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".making-"))
+        try:
+            make(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(entry)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, stage: str) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        warn(f"another run is working on the same {stage}; waiting for its result.")
+        try:
+            lock.acquire(timeout=LOCK_TIMEOUT_S)
+        except Timeout as error:
+            raise RunFolderError(
+                f"Another run has held '{path}' for {LOCK_TIMEOUT_S / 60:.0f} minutes. "
+                f"Stop it, or set ULTRA_MQ_CACHE to another folder."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def hash_key(depends_on: Mapping[str, Any]) -> str:
+    """SHA-256 over the settings and over the versions of the packages that compute with them."""
+    document = {"layout": LAYOUT, "versions": versions(), **depends_on}
+    text = json.dumps(document, sort_keys=True, default=_refuse)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _refuse(value: object) -> None:
+    raise TypeError(f"{value!r} cannot be part of a cache key")

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Average precision by pycocotools: the official COCO table, and agreement with the float model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultra_mq.errors import EvaluationError
+
+REFERENCE_CONFIDENCE = 0.25
+"""Float detections at or above this confidence are the ground truth of agreement: what a user would see drawn."""
+
+
+@dataclass(frozen=True)
+class CocoTable:
+    """The six AP figures of the COCO table, each in [0, 1], or -1 where no object is of that size."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found in the evaluation images.
+
+    Attributes:
+        file_names: One image file name a box.
+        classes: Class indices, shape (N,).
+        boxes: Pixels of the original image, xywh with the top-left corner, shape (N, 4).
+        scores: Confidences in [0, 1], shape (N,).
+        images: File names of all images that were looked at, boxes or not.
+    """
+
+    file_names: tuple[str, ...]
+    classes: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    images: tuple[str, ...]
+
+
+def score_coco(detections: Detections, annotations: Path, names: dict[int, str]) -> CocoTable:
+    """Score detections against a COCO annotation file.
+
+    Classes are matched by name, because COCO's 80 classes carry ids up to 90, and images by file name.
+
+    Args:
+        detections: Boxes to score.
+        annotations: An ``instances_*.json`` file.
+        names: Class index to class name.
+
+    Raises:
+        EvaluationError: A class of the model is unknown to the annotation file.
+    """
+    truth = json.loads(annotations.read_text())
+    ids = {category["name"]: category["id"] for category in truth["categories"]}
+    missing = [name for name in names.values() if name not in ids]
+    if missing:
+        raise EvaluationError(
+            f"'{annotations}' does not know the classes {', '.join(missing[:5])}. "
+            f"Name the classes in the data YAML as the annotation file does."
+        )
+    image_ids = {entry["file_name"].rsplit("/", 1)[-1]: entry["id"] for entry in truth["images"]}
+    results = [
+        {"image_id": image_ids[file], "category_id": ids[names[int(cls)]], "bbox": box.tolist(), "score": float(score)}
+        for file, cls, box, score in zip(
+            detections.file_names, detections.classes, detections.boxes, detections.scores, strict=True
+        )
+    ]
+    return _evaluate(truth, results, [image_ids[file] for file in detections.images])
+
+
+def score_agreement(detections: Detections, reference: Detections) -> float:
+    """AP50-95 of detections with the float model's own detections as ground truth.
+
+    It needs no labels, and because both sides come from the same images it resolves differences that mAP on
+    few images cannot.
+
+    Args:
+        detections: Boxes of the model under test, at all confidences.
+        reference: Boxes of the float model; those of confidence 0.25 and more count as objects.
+
+    Returns:
+        Class-wise AP averaged over IoU 0.50 to 0.95, in [0, 1]; 1 for two sides without any box.
+
+    Raises:
+        EvaluationError: The two sides saw different images.
+    """
+    if detections.images != reference.images:
+        raise EvaluationError(
+            "Agreement compares two models on the same images, and these saw different ones. "
+            "Evaluate both on the same data."
+        )
+    ids = {file: index for index, file in enumerate(reference.images, start=1)}
+    keep = np.flatnonzero(reference.scores >= REFERENCE_CONFIDENCE)
+    if not len(keep):
+        return float(not (detections.scores >= REFERENCE_CONFIDENCE).any())
+    truth = {
+        "info": {},
+        "images": [{"id": index} for index in ids.values()],
+        "categories": [{"id": int(cls)} for cls in np.unique(reference.classes)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": ids[reference.file_names[index]],
+                "category_id": int(reference.classes[index]),
+                "bbox": reference.boxes[index].tolist(),
+                "area": float(reference.boxes[index][2] * reference.boxes[index][3]),
+                "iscrowd": 0,
+            }
+            for number, index in enumerate(keep, start=1)
+        ],
+    }
+    results = [
+        {"image_id": ids[file], "category_id": int(cls), "bbox": box.tolist(), "score": float(score)}
+        for file, cls, box, score in zip(
+            detections.file_names, detections.classes, detections.boxes, detections.scores, strict=True
+        )
+    ]
+    return _evaluate(truth, results, list(ids.values())).ap
+
+
+def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], image_ids: list[int]) -> CocoTable:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    if not results:
+        return CocoTable(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"info": {}, **truth}
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return CocoTable(*(float(value) for value in evaluation.stats[:6]))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the user sees while work goes on: one rich console, progress bars, and quiet libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+_NOISY = ("modelopt", "modelopt.onnx", "onnx_ir", "torch.onnx", "torch.utils.cpp_extension")
+
+console = Console(stderr=True, highlight=False)
+
+
+def warn(message: str) -> None:
+    """Print one warning line; the same text is returned to nobody, so callers keep what they report."""
+    console.print(f"[yellow]Warning:[/] {message}", soft_wrap=True)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yield ``items`` behind a progress bar.
+
+    Args:
+        items: What to iterate over.
+        description: Text in front of the bar.
+        total: Number of items.
+    """
+    with progress(description, total) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar and hand out the function that moves it on."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Silence the logs, bars and warnings of the libraries underneath.
+
+    Yields:
+        A list that collects what Ultralytics warned about, so that a caller can act on it.
+    """
+    logger = logging.getLogger("ultralytics")
+    collector = _Collector()
+    muted = [handler for handler in logger.handlers if handler is not collector]
+    levels = [handler.level for handler in muted]
+    for handler in muted:
+        handler.setLevel(logging.CRITICAL)
+    logger.addHandler(collector)
+    logging.disable(logging.INFO)
+    noisy = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in noisy:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Our own bars go on: the console keeps the real stream while the libraries print into the void.
+    console_file, console.file = console._file, console.file
+    silent = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            warnings.simplefilter("ignore")
+            yield collector.messages
+    finally:
+        console._file = console_file
+        logger.removeHandler(collector)
+        for handler, level in zip(muted, levels, strict=True):
+            handler.setLevel(level)
+        for name, level in noisy.items():
+            logging.getLogger(name).setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Any artefact of the model through Ultralytics' own validator to an ``Accuracy``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ultra_mq.coco import CocoTable, Detections, score_agreement, score_coco
+from ultra_mq.console import progress, quiet
+from ultra_mq.data import Data
+from ultra_mq.errors import EvaluationError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from ultra_mq.backends import Backend
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the validator measured.
+
+    Attributes:
+        map50_95: Ultralytics' mAP50-95 in [0, 1], or None for data without labels.
+        map50: Ultralytics' mAP50 in [0, 1], or None for data without labels.
+        images: Number of images.
+        coco: Official COCO table, where an annotation file belongs to the data.
+        agreement: AP50-95 with the float model's detections as ground truth; None for the float model itself.
+        detections: The boxes, kept to compare with.
+    """
+
+    map50_95: float | None
+    map50: float | None
+    images: int
+    coco: CocoTable | None
+    agreement: float | None
+    detections: Detections = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The same model in torch and as ONNX, on the same images.
+
+    Attributes:
+        map50_95: mAP50-95 of fake-quantized torch and of the ONNX file, or None without labels.
+        agreement: Agreement of both with the float model.
+        gap: Largest distance of the two pairs.
+        limit: Largest distance allowed.
+    """
+
+    map50_95: tuple[float, float] | None
+    agreement: tuple[float, float]
+    gap: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether torch and ONNX are the same model."""
+        return self.gap <= self.limit
+
+
+def evaluate(
+    model: Backend | nn.Module,
+    data: Data,
+    *,
+    label: str,
+    device: str | torch.device = "cpu",
+    batch: int = 4,
+) -> Accuracy:
+    """Validate a torch module or a backend on the evaluation split.
+
+    Args:
+        model: Torch module, or an open backend whose file the validator shall run.
+        data: Data to evaluate on; images are letterboxed to squares (``rect=False``) for every kind of model, so
+            that all artefacts see the same pixels.
+        label: Text of the progress bar.
+        device: Torch device for a module and for the metrics.
+        batch: Images a forward pass for a module; a static graph brings its own.
+
+    Raises:
+        EvaluationError: The validator dropped detections because NMS ran out of time.
+    """
+    from torch import nn
+
+    from ultra_mq.validator import RecordingValidator
+
+    with tempfile.TemporaryDirectory(prefix="ultra-mq-val-") as folder, quiet() as messages:
+        validator = RecordingValidator(save_dir=Path(folder), args=_validator_args(data, str(device), batch))
+        with contextlib.ExitStack() as stack:
+            if isinstance(model, nn.Module):
+                target: nn.Module | str = model
+            else:
+                stack.enter_context(_as_ultralytics_backend(model))
+                target = str(model.path)
+            advance = stack.enter_context(progress(label, len(data.evaluation.dataset)))
+            validator.add_callback("on_val_batch_end", lambda v: advance(v.batch_images))
+            stats = validator(model=target)
+    if any("NMS time limit" in message for message in messages):
+        raise EvaluationError(
+            f"{label}: non-maximum suppression ran out of time and dropped detections, so the figures would be wrong. "
+            f"Run on a less busy machine or with a smaller batch."
+        )
+    detections = validator.detections()
+    labelled = data.evaluation.labelled
+    return Accuracy(
+        map50_95=float(stats["metrics/mAP50-95(B)"]) if labelled else None,
+        map50=float(stats["metrics/mAP50(B)"]) if labelled else None,
+        images=len(detections.images),
+        coco=score_coco(detections, data.annotations, data.names) if data.annotations else None,
+        agreement=None,
+        detections=detections,
+    )
+
+
+def compare(accuracy: Accuracy, reference: Detections) -> Accuracy:
+    """Add the agreement with the float model's detections."""
+    return replace(accuracy, agreement=score_agreement(accuracy.detections, reference))
+
+
+def check_parity(torch_accuracy: Accuracy, onnx_accuracy: Accuracy, limit: float) -> Parity:
+    """Hold the fake-quantized torch model against its ONNX file.
+
+    Args:
+        torch_accuracy: Accuracy of the torch module, with agreement.
+        onnx_accuracy: Accuracy of the ONNX file, with agreement.
+        limit: Largest distance allowed in mAP50-95 and in agreement, in [0, 1].
+    """
+    if torch_accuracy.agreement is None or onnx_accuracy.agreement is None:
+        raise EvaluationError("Parity needs the agreement of both sides; call compare() on each first.")
+    agreement = (torch_accuracy.agreement, onnx_accuracy.agreement)
+    pairs = [agreement]
+    map50_95 = None
+    if torch_accuracy.map50_95 is not None and onnx_accuracy.map50_95 is not None:
+        map50_95 = (torch_accuracy.map50_95, onnx_accuracy.map50_95)
+        pairs.append(map50_95)
+    return Parity(map50_95, agreement, max(abs(a - b) for a, b in pairs), limit)
+
+
+def save_accuracy(accuracy: Accuracy, folder: Path) -> None:
+    """Write figures and detections into a folder."""
+    figures = asdict(replace(accuracy, detections=None))  # type: ignore[arg-type]
+    (folder / "accuracy.json").write_text(json.dumps(figures))
+    found = accuracy.detections
+    np.savez_compressed(
+        folder / "detections.npz",
+        files=np.array([found.images.index(name) for name in found.file_names], dtype=np.int32),
+        classes=found.classes,
+        boxes=found.boxes,
+        scores=found.scores,
+        images=np.array(found.images),
+    )
+
+
+def load_accuracy(folder: Path) -> Accuracy:
+    """Read what ``save_accuracy`` wrote."""
+    figures = json.loads((folder / "accuracy.json").read_text())
+    with np.load(folder / "detections.npz") as arrays:
+        images = tuple(str(name) for name in arrays["images"])
+        detections = Detections(
+            file_names=tuple(images[index] for index in arrays["files"]),
+            classes=arrays["classes"],
+            boxes=arrays["boxes"],
+            scores=arrays["scores"],
+            images=images,
+        )
+    coco = CocoTable(**figures["coco"]) if figures["coco"] else None
+    return Accuracy(**{**figures, "coco": coco, "detections": detections})
+
+
+def _validator_args(data: Data, device: str, batch: int) -> dict[str, object]:
+    return {
+        "task": "detect",
+        "mode": "val",
+        "data": str(data.yaml),
+        "imgsz": data.imgsz,
+        # Ultralytics applies a single number to the train split alone.
+        "fraction": [data.fraction, data.fraction],
+        "batch": batch,
+        "device": device,
+        "rect": False,
+        "plots": False,
+        "workers": 0,
+        "verbose": False,
+    }
+
+
+@contextlib.contextmanager
+def _as_ultralytics_backend(backend: Backend) -> Iterator[None]:
+    """Let Ultralytics' ``AutoBackend`` run files of this backend's format through it."""
+    from ultralytics.nn.autobackend import AutoBackend
+
+    from ultra_mq.validator import RuntimeBackend
+
+    formats = AutoBackend._BACKEND_MAP
+    before = formats[backend.format]
+    formats[backend.format] = functools.partial(RuntimeBackend, backend)
+    try:
+        yield
+    finally:
+        formats[backend.format] = before

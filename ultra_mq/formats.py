@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The precisions a layer can have, as ModelOpt's quantizers and our plans name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FLOAT = "fp16"
+"""What a layer is that a plan leaves alone: FP16 in the engine, counted with 16 bits."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A precision for the weights and the input of a layer.
+
+    Attributes:
+        name: Name in plans and reports.
+        bits: Bits a weight, as ModelOpt's effective bits count them.
+        weight: ModelOpt attributes of the weight quantizer; per output channel.
+        activation: ModelOpt attributes of the input quantizer; per tensor, symmetric, as TensorRT wants it.
+    """
+
+    name: str
+    bits: float
+    weight: dict[str, Any] = field(default_factory=dict, hash=False)
+    activation: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def quantizer_config(self, layer: str = "*", amax: float | None = None) -> list[dict[str, Any]]:
+        """ModelOpt quantizer entries that give a layer (or all of them) this format.
+
+        Args:
+            layer: Module path, or ``*``.
+            amax: Range of the layer's input where it is known; ModelOpt then calibrates the weights alone.
+        """
+        prefix = "*" if layer == "*" else f"{layer}."
+        known = {} if amax is None else {"constant_amax": amax}
+        return [
+            {"quantizer_name": f"{prefix}weight_quantizer", "cfg": dict(self.weight), "enable": True},
+            {"quantizer_name": f"{prefix}input_quantizer", "cfg": {**self.activation, **known}, "enable": True},
+        ]
+
+
+def quantize_config(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """ModelOpt configuration that enables just these quantizers."""
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *entries], "algorithm": "max"}
+
+
+FORMATS = {
+    "int8": Format("int8", 8, weight={"num_bits": 8, "axis": 0}, activation={"num_bits": 8, "axis": None}),
+    FLOAT: Format(FLOAT, 16),
+}
+"""Known formats by name."""

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Weights to a ``PreparedModel``: fused, differentiable, with its quantizable and kept layers listed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultra_mq.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from ultralytics import YOLO
+
+SUPPORTED_TASKS = ("detect",)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer of the model.
+
+    Attributes:
+        name: Module path, for example ``model.2.cv1.conv``.
+        kind: Class name of the module, ``Conv2d`` or ``Linear``.
+        numel: Number of weight elements, biases left out.
+    """
+
+    name: str
+    kind: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A trained model made ready for scoring and quantization.
+
+    Attributes:
+        module: Ultralytics module in FP32 and eval mode, Conv+BN fused, no in-place activations.
+        source: Checkpoint the weights came from, or a short description for a model held in memory.
+        fingerprint: SHA-256 over names, shapes and values of all weights.
+        task: Ultralytics task, ``detect``.
+        names: Class index to class name.
+        stride: Largest stride in pixels; image sizes must be multiples of it.
+        quantizable: Layers that a plan may quantize, in the order of the forward pass.
+        kept: Layers that stay in float: the head's output convolutions and DFL.
+    """
+
+    module: nn.Module
+    source: str
+    fingerprint: str
+    task: str
+    names: dict[int, str]
+    stride: int
+    quantizable: tuple[Layer, ...]
+    kept: tuple[Layer, ...]
+
+    @property
+    def stem(self) -> str:
+        """Name of the model without folder and suffix, as used in file names."""
+        return Path(self.source).stem or "model"
+
+
+def load_model(weights: str | Path, device: str | torch.device = "cpu") -> PreparedModel:
+    """Load a checkpoint and prepare it.
+
+    Args:
+        weights: Path of a ``.pt`` checkpoint, or the name of an Ultralytics asset such as ``yolo11n.pt``.
+        device: Torch device of the prepared module.
+
+    Raises:
+        ModelError: The file is missing, is not a YOLO checkpoint, or holds a quantized model.
+    """
+    from ultralytics import YOLO
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    path = Path(weights)
+    if path.suffix == ".onnx":
+        raise ModelError(
+            f"'{path}' is an ONNX file; the precision search needs the PyTorch checkpoint. "
+            f"Pass the .pt file it was exported from."
+        )
+    if path.suffix != ".pt":
+        raise ModelError(f"'{path}' is not a .pt checkpoint. Pass trained YOLO weights, for example yolo11n.pt.")
+    if not path.is_file() and path.name not in GITHUB_ASSETS_NAMES:
+        raise ModelError(
+            f"Weights '{path}' not found (looked in '{path.resolve().parent}'). "
+            f"Check the path, or use the name of an Ultralytics model such as yolo11n.pt."
+        )
+    try:
+        yolo = YOLO(str(weights))
+        module = yolo.model
+        if not isinstance(module, _module_class()):
+            raise TypeError(f"it holds a {type(module).__name__}")
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        if not path.is_file():
+            raise ModelError(
+                f"'{path.name}' is not on this machine and could not be downloaded ({_first_line(error)}). "
+                f"Download it elsewhere and pass its path."
+            ) from error
+        raise ModelError(
+            f"'{path}' could not be read as a YOLO checkpoint ({_first_line(error)}). "
+            f"Pass weights that were saved by Ultralytics."
+        ) from error
+    return prepare_model(yolo, device=device, source=str(weights))
+
+
+def prepare_model(
+    model: YOLO | nn.Module, device: str | torch.device = "cpu", source: str = "model in memory"
+) -> PreparedModel:
+    """Prepare a model that is already in memory; the model itself is left untouched.
+
+    Conv and BN are fused first, because fusing a partly quantized model fails and because the deployed graph
+    has the fused weights. In-place activations are switched off: they overwrite the tensors that gradient
+    scoring needs.
+
+    Args:
+        model: An Ultralytics ``YOLO`` or its ``nn.Module``.
+        device: Torch device of the prepared module.
+        source: Where the weights came from, for messages and file names.
+
+    Raises:
+        ModelError: The model is quantized already, or its task is not supported.
+    """
+    import torch
+    from ultralytics.utils.torch_utils import is_qat
+
+    # Ultralytics' YOLO is an nn.Module too; only its inner model is the network.
+    module = model if isinstance(model, _module_class()) else getattr(model, "model", None)
+    if hasattr(model, "ckpt_path") and model.ckpt_path and source == "model in memory":
+        source = str(model.ckpt_path)
+    if not isinstance(module, _module_class()):
+        raise ModelError(f"Expected an Ultralytics YOLO model, got {type(module).__name__}. Pass YOLO('yolo11n.pt').")
+    task = getattr(module, "task", None) or getattr(model, "task", "detect")
+    if is_qat(module):
+        raise ModelError(
+            f"'{source}' is quantized already; quantizing it again would measure the wrong model. "
+            f"Start from the float checkpoint."
+        )
+    if task not in SUPPORTED_TASKS:
+        raise ModelError(
+            f"'{source}' is a {task} model; supported so far: {', '.join(SUPPORTED_TASKS)}. "
+            f"Pass a detection model, for example yolo11n.pt."
+        )
+    with torch.inference_mode(False):
+        module = copy.deepcopy(module).float().eval()
+        module = module.fuse(verbose=False).to(device)
+        for child in module.modules():
+            if hasattr(child, "inplace"):
+                child.inplace = False
+        # Anchors cached by an earlier prediction are inference tensors and break the backward pass.
+        module.model[-1].shape = None
+        # float() and fuse() may leave parameters without gradients; scoring and QAT need them.
+        module.requires_grad_(True)
+    quantizable, kept = split_layers(module)
+    return PreparedModel(
+        module=module,
+        source=source,
+        fingerprint=fingerprint_module(module),
+        task=task,
+        names=dict(module.names),
+        stride=int(module.stride.max()),
+        quantizable=quantizable,
+        kept=kept,
+    )
+
+
+def split_layers(module: nn.Module) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+    """List the layers that may be quantized and those that stay in float.
+
+    Kept are the bare convolutions of the head (outputs of the box and class branches) and DFL, the rule of
+    Ultralytics' own INT8 export: quantizing them costs most of the accuracy for a small share of the time.
+
+    Args:
+        module: Fused Ultralytics module.
+
+    Returns:
+        Quantizable layers and kept layers, each in module order.
+    """
+    from torch import nn
+
+    head = f"model.{len(module.model) - 1}."
+    quantizable, kept = [], []
+    for name, child in module.named_modules():
+        if isinstance(child, (nn.Conv2d, nn.Linear)):
+            in_head_output = name.startswith(head) and (not name.endswith(".conv") or ".dfl." in name)
+            target = kept if in_head_output else quantizable
+            target.append(Layer(name, type(child).__name__.removeprefix("Quant"), child.weight.numel()))
+    return tuple(quantizable), tuple(kept)
+
+
+def fingerprint_module(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the module's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if "quantizer" in name:
+            continue
+        array = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _module_class() -> type:
+    from ultralytics.nn.tasks import BaseModel
+
+    return BaseModel
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

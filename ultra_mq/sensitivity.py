@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How much each layer's quantization hurts, by ModelOpt's ``auto_quantize`` gradient scores.
+
+For every layer and format ModelOpt records ``sum((dL/dy * dy)^2)``: the change ``dy`` that quantizing the layer
+makes in its output ``y``, weighted by the gradient of the loss there. It is the second-order Taylor term of the
+loss with the Fisher information in place of the Hessian (documentation of ``AutoQuantizeGradientSearcher`` in
+NVIDIA ModelOpt 0.47; the same estimate as in "Group Fisher Pruning", Liu et al. 2021, section 3).
+
+One run serves every budget: the scores do not depend on it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ultra_mq.calibrate import Calibration
+from ultra_mq.console import progress, quiet
+from ultra_mq.data import Batches
+from ultra_mq.errors import ModelError
+from ultra_mq.formats import FORMATS, quantize_config
+from ultra_mq.model import PreparedModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LossName = Literal["labels", "outputs"]
+
+LOSS_SCALE = 1e4
+"""Factor on the loss: raw scores of a trained detector are tiny, and a scale changes no ranking."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Scores of every quantizable layer.
+
+    Attributes:
+        loss: ``labels`` for the detection loss, ``outputs`` for the label-free loss.
+        images: Number of images that were scored.
+        scores: Layer name to format name to score; higher hurts more, and scores of layers add up.
+    """
+
+    loss: LossName
+    images: int
+    scores: dict[str, dict[str, float]]
+
+
+def measure_sensitivity(
+    model: PreparedModel,
+    calibration: Calibration,
+    scoring: Batches,
+    loss: LossName,
+    formats: tuple[str, ...] = ("int8",),
+    seed: int = 0,
+) -> Sensitivity:
+    """Score every quantizable layer in every format.
+
+    Args:
+        model: Prepared model; it is copied, not changed.
+        calibration: Input ranges of the layers.
+        scoring: Images on which the loss is differentiated.
+        loss: ``labels`` needs labelled images, ``outputs`` does not.
+        formats: Formats to score.
+        seed: Seed of the random projections of the label-free loss.
+
+    Raises:
+        ModelError: All scores are zero or not finite, so no plan could be made from them.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    module = copy.deepcopy(model.module)
+    loss_function = _detection_loss(module) if loss == "labels" else _output_loss(seed)
+    kept = [layer.name for layer in model.kept]
+    spaces = [
+        {
+            "module_name_patterns": [layer.name],
+            "quantization_formats": [
+                quantize_config(FORMATS[name].quantizer_config(amax=calibration.amax[layer.name])) for name in formats
+            ],
+        }
+        for layer in model.quantizable
+    ]
+    with progress("Scoring sensitivity", len(scoring)) as advance, quiet():
+        import modelopt.torch.quantization as mtq
+
+        def loss_func(output: Any, batch: dict[str, Any]) -> torch.Tensor:
+            advance(1)
+            return LOSS_SCALE * loss_function(output, batch)
+
+        _, state = mtq.auto_quantize(
+            module,
+            constraints={"effective_bits": 16.0, "cost": {"excluded_module_name_patterns": kept}},
+            quantization_formats=[quantize_config(FORMATS[name].quantizer_config()) for name in formats],
+            module_search_spaces=spaces,
+            data_loader=scoring,
+            forward_step=lambda network, batch: network(batch["img"]),
+            loss_func=loss_func,
+            disabled_layers=kept,
+            # The input ranges are given with the formats, so nothing is left to calibrate on images.
+            num_calib_steps=0,
+            num_score_steps=len(scoring),
+            method="gradient",
+        )
+    scores = _read_scores(state, [layer.name for layer in model.quantizable], formats)
+    values = [score for by_format in scores.values() for score in by_format.values()]
+    if not any(values) or not all(0 <= value < float("inf") for value in values):
+        raise ModelError(
+            f"Sensitivity scores of '{model.source}' are all zero or not finite; the loss has no usable gradient. "
+            f"Check the weights and the labels, or score without labels (loss=outputs)."
+        )
+    return Sensitivity(loss=loss, images=len(scoring.indices), scores=scores)
+
+
+def _read_scores(state: dict[str, Any], layers: list[str], formats: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    by_layer = {stats["module_names"][0]: stats for stats in state["candidate_stats"].values()}
+    scores = {}
+    for space, layer in enumerate(layers):
+        stats = by_layer[layer]
+        by_recipe = dict(zip(map(str, stats["formats"]), stats["scores"], strict=True))
+        # ModelOpt names unnamed recipes by position: "CUSTOM_MODULE_<space>_<format>(effective-bits: 8.0)".
+        scores[layer] = {
+            name: float(next(v for k, v in by_recipe.items() if k.startswith(f"CUSTOM_MODULE_{space}_{index}(")))
+            for index, name in enumerate(formats)
+        }
+    return scores
+
+
+def _detection_loss(module: nn.Module) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
+    from ultralytics.cfg import get_cfg
+
+    # The criterion reads its gains from the model's args, which a checkpoint holds as a plain dict.
+    module.args = get_cfg()
+    module.criterion = None
+
+    def loss(output: Any, batch: dict[str, Any]) -> torch.Tensor:
+        return module.loss(batch, output)[0].sum()
+
+    return loss
+
+
+def _output_loss(seed: int) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
+    """Label-free loss: a random projection of the model's own float outputs.
+
+    For random signs ``v``, the expectation of ``(v . J dy)^2`` is ``|J dy|^2``, the squared change of the outputs
+    that ``dy`` causes (Hutchinson's estimator). The outputs are class probabilities, and box distributions weighted
+    with the confidence of their anchor, since boxes of empty anchors are never seen.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def signs(like: torch.Tensor) -> torch.Tensor:
+        return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+    def loss(output: Any, batch: dict[str, Any]) -> torch.Tensor:
+        raw = output[1]
+        probabilities = raw["scores"].sigmoid()
+        confidence = probabilities.detach().amax(1, keepdim=True)
+        batch_size, _, anchors = raw["boxes"].shape
+        boxes = raw["boxes"].view(batch_size, 4, -1, anchors).softmax(2)
+        return (signs(probabilities) * probabilities).sum() + (signs(boxes) * boxes * confidence.unsqueeze(1)).sum()
+
+    return loss
