@@ -9,10 +9,10 @@ Took 2000 generated pictures and 80 epochs; a few minutes on one GPU.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from shapes import SIZE, make_dataset
 from ultralytics import YOLO
 
@@ -33,8 +33,17 @@ def main() -> None:
             data=str(data), imgsz=SIZE, epochs=arguments.epochs, batch=64, device=arguments.device, amp=False,
             project=folder, name="train", plots=False, workers=8, cache="ram", seed=0, close_mosaic=20,
         )  # fmt: skip
-        shutil.copyfile(Path(folder) / "train" / "weights" / "best.pt", arguments.output)
+        save_without_traces(Path(folder) / "train" / "weights" / "best.pt", arguments.output)
     print(arguments.output)
+
+
+def save_without_traces(trained: Path, output: Path) -> None:
+    """Keep the weights and the settings that describe them; drop paths, dates and logs of the training machine."""
+    checkpoint = torch.load(trained, map_location="cpu", weights_only=False)
+    kept = {key: value for key, value in checkpoint.items() if key in ("model", "ema", "modelopt", "version", "license", "docs")}
+    kept["train_args"] = {"task": "detect", "data": "shapes.yaml", "imgsz": SIZE, "model": "yolo11n.yaml"}
+    kept["model"].args = kept["train_args"]
+    torch.save(kept, output)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-_NOISY = ("modelopt", "modelopt.onnx", "onnx_ir", "torch.onnx", "torch.utils.cpp_extension")
+_NOISY = ("modelopt", "onnx_ir", "torch")
 
 console = Console(stderr=True, highlight=False)
 
 
 def warn(message: str) -> None:
-    """Print one warning line; the same text is returned to nobody, so callers keep what they report."""
+    """Print one warning line."""
     console.print(f"[yellow]Warning:[/] {message}", soft_wrap=True)
 
 
@@ -78,7 +78,8 @@ def quiet() -> Iterator[list[str]]:
         handler.setLevel(logging.CRITICAL)
     logger.addHandler(collector)
     logging.disable(logging.INFO)
-    noisy = {name: logging.getLogger(name).level for name in _NOISY}
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(_NOISY)]
+    noisy = {name: logging.getLogger(name).level for name in names}
     for name in noisy:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Our own bars go on: the console keeps the real stream while the libraries print into the void.

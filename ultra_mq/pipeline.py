@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,10 @@ from ultra_mq.cost import layer_sizes
 from ultra_mq.data import Batches, Data, choose, fingerprint_split, load_data
 from ultra_mq.errors import DataError, ParityError, RunFolderError
 from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate, load_accuracy, save_accuracy
+from ultra_mq.files import atomic_path
 from ultra_mq.export import convert_to_fp16, export_onnx
 from ultra_mq.model import PreparedModel, load_model
-from ultra_mq.plan import PrecisionPlan, check_bits, make_plan, save_plan, solve_plan, uniform_plan
+from ultra_mq.plan import PrecisionPlan, check_bits, check_plan, save_plan, solve_plan, uniform_plan
 from ultra_mq.quantize import apply_plan, save_checkpoint
 from ultra_mq.recipe import Recipe, Variant, save_recipe
 from ultra_mq.report import Report, VariantResult, write_report
@@ -71,10 +72,10 @@ class Session:
     def calibration_batches(self, images: int, batch: int | None = None) -> Batches:
         """The first choice of ``images`` calibration images."""
         chosen = choose(self.data.calibration, images, self.recipe.seed)
-        return Batches(self.data.calibration, chosen, batch or self.recipe.batch, _torch_device(self.recipe.device))
+        return Batches(self.data.calibration, chosen, batch or self.recipe.batch, torch_device(self.recipe.device))
 
 
-def autoquant(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | None = None) -> Report:
+def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | None = None) -> Report:
     """Carry out a recipe from weights to report.
 
     Args:
@@ -90,7 +91,9 @@ def autoquant(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | 
             whole.
         ParityError: Torch and ONNX parted; the report is written and shows where.
     """
-    session = prepare(recipe, cache)
+    session = open_session(recipe, cache)
+    if plan is not None:
+        check_plan(plan, session.model)
     folder = make_run_folder(recipe)
     save_recipe(recipe, folder / "recipe.yaml")
     results = [_reference(session, folder)]
@@ -101,7 +104,7 @@ def autoquant(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | 
         folder=folder,
         recipe=recipe,
         variants=tuple(results),
-        sensitivity=score_layers(session) if any(v.precision == "mixed" for v in recipe.variants) and not plan else None,
+        sensitivity=score_layers(session) if _needs_scores(recipe, plan) else None,
         warnings=tuple(session.warnings),
         not_built=tuple(_not_built(results)),
         versions=versions(),
@@ -113,17 +116,24 @@ def autoquant(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | 
     return report
 
 
-def prepare(recipe: Recipe, cache: Cache | None = None) -> Session:
-    """Load the model and the data, and check everything that can be checked before work starts."""
-    for variant in recipe.variants:
-        if variant.bits is not None:
-            check_bits(variant.bits, strict=recipe.strict)
-    with quiet():
-        model = load_model(recipe.model, _torch_device(recipe.device))
+def open_session(recipe: Recipe, cache: Cache | None = None, model: PreparedModel | None = None) -> Session:
+    """Load the model and the data, and check everything that can be checked before work starts.
+
+    Args:
+        recipe: What to do.
+        cache: Cache to use; the default one where it is None.
+        model: A model that is prepared already, in place of the recipe's weights.
+
+    Raises:
+        UltraMQError: The model or the data cannot be used.
+    """
+    if model is None:
+        with quiet():
+            model = load_model(recipe.model, torch_device(recipe.device))
     data = load_data(recipe.data, recipe.imgsz, model.stride, task=model.task, fraction=recipe.fraction)
     if len(data.names) != len(model.names):
         raise DataError(
-            f"'{recipe.model}' knows {len(model.names)} classes and '{recipe.data}' has {len(data.names)}. "
+            f"'{model.source}' knows {len(model.names)} classes and '{recipe.data}' has {len(data.names)}. "
             f"Pass the data that the model was trained on."
         )
     session = Session(recipe, model, data, cache or Cache())
@@ -223,6 +233,17 @@ def plan_variant(session: Session, variant: Variant) -> PrecisionPlan:
     )
 
 
+def quantize_model(session: Session, plan: PrecisionPlan) -> nn.Module:
+    """Carry out a plan on the torch model, calibrated, with bias correction where the recipe wants it."""
+    images = session.recipe.calibration.bias_correction
+    correction = session.calibration_batches(images) if images and plan.quantized else None
+    return apply_plan(session.model, plan, calibrate_layers(session), correction)
+
+
+def _needs_scores(recipe: Recipe, plan: PrecisionPlan | None) -> bool:
+    return plan is None and any(variant.precision == "mixed" for variant in recipe.variants)
+
+
 def _reference(session: Session, folder: Path) -> VariantResult:
     model, imgsz = session.model, session.recipe.imgsz
 
@@ -243,7 +264,7 @@ def _variant(
     folder = run if len(recipe.variants) == 1 else run / variant.name
     plan = plan or plan_variant(session, variant)
     save_plan(plan, folder / "plan.yaml")
-    entry, make_module = _artefacts(session, plan)
+    entry = _artefacts(session, plan)
     fp16 = _publish(entry / "fp16.onnx", folder / f"{session.model.stem}-{variant.name}-fp16.onnx")
     onnx, parity = fp16, None
     if plan.quantized:
@@ -251,7 +272,7 @@ def _variant(
         _publish(entry / "model.pt", folder / f"{session.model.stem}-{variant.name}.pt")
     accuracy = compare(_evaluate_onnx(session, onnx, f"Evaluating {variant.name}"), reference.detections)
     if plan.quantized and recipe.evaluation.parity:
-        parity = _parity(session, entry, make_module, accuracy, reference)
+        parity = _parity(session, plan, entry, accuracy, reference)
     return VariantResult(
         name=variant.name,
         onnx=str(onnx.relative_to(run)),
@@ -264,28 +285,21 @@ def _variant(
     )
 
 
-def _artefacts(session: Session, plan: PrecisionPlan) -> tuple[Path, Any]:
-    """Quantize and export a plan, from the cache where that was done; and a function that gives the torch module."""
+def _artefacts(session: Session, plan: PrecisionPlan) -> Path:
+    """Folder with the quantized checkpoint and the graphs of a plan, made where it is not in the cache."""
     recipe, model = session.recipe, session.model
-    settings = recipe.calibration
-    calibration = calibrate_layers(session) if plan.quantized else Calibration("max", 0, {})
-    correction = session.calibration_batches(settings.bias_correction) if settings.bias_correction else None
-    depends_on = {
-        "model": model.fingerprint,
-        "formats": plan.quantized,
-        "amax": {name: calibration.amax[name] for name in plan.quantized},
-        "correction": correction.fingerprint if correction and plan.quantized else None,
-        "imgsz": recipe.imgsz,
-    }
-
-    def make_module() -> nn.Module:
-        return apply_plan(model, plan, calibration, correction)
+    images = recipe.calibration.bias_correction
+    depends_on: dict[str, Any] = {"model": model.fingerprint, "formats": plan.quantized, "imgsz": recipe.imgsz}
+    if plan.quantized:
+        amax = calibrate_layers(session).amax
+        depends_on["amax"] = {name: amax[name] for name in plan.quantized}
+        depends_on["correction"] = session.calibration_batches(images).fingerprint if images else None
 
     def make(folder: Path) -> None:
         with session.stage("Quantize and export" if plan.quantized else "Convert to FP16"):
             source = folder / "qdq.onnx"
             if plan.quantized:
-                module = make_module()
+                module = quantize_model(session, plan)
                 save_checkpoint(module, model, folder / "model.pt")
                 export_onnx(module, source, recipe.imgsz)
             else:
@@ -293,7 +307,7 @@ def _artefacts(session: Session, plan: PrecisionPlan) -> tuple[Path, Any]:
             image = next(iter(session.calibration_batches(1)))["img"].cpu().numpy()
             convert_to_fp16(source, folder / "fp16.onnx", image)
 
-    return session.cache.folder("artefacts", depends_on, make), make_module
+    return session.cache.folder("artefacts", depends_on, make)
 
 
 def _evaluate_onnx(session: Session, path: Path, label: str) -> Accuracy:
@@ -306,28 +320,23 @@ def _evaluate_onnx(session: Session, path: Path, label: str) -> Accuracy:
 
 
 def _parity(
-    session: Session, artefacts: Path, make_module: Any, onnx: Accuracy, reference: Accuracy
+    session: Session, plan: PrecisionPlan, artefacts: Path, onnx: Accuracy, reference: Accuracy
 ) -> Parity:
+    recipe = session.recipe
+
     def make(entry: Path) -> None:
         with session.stage("Parity"):
-            module = make_module()
-            accuracy = evaluate(
-                module,
-                session.data,
-                label="Evaluating torch",
-                device=session.recipe.device,
-                batch=session.recipe.batch,
-            )
+            module = quantize_model(session, plan)
+            device = torch_device(recipe.device)
+            accuracy = evaluate(module, session.data, label="Evaluating torch", device=device, batch=recipe.batch)
             save_accuracy(accuracy, entry)
 
     entry = session.cache.folder("accuracy", {**_evaluation(session), "torch": artefacts.name}, make)
     torch_accuracy = compare(load_accuracy(entry), reference.detections)
-    return check_parity(torch_accuracy, onnx, session.recipe.evaluation.max_parity_gap)
+    return check_parity(torch_accuracy, onnx, recipe.evaluation.max_parity_gap)
 
 
 def _time_all(session: Session, folder: Path, results: list[VariantResult]) -> list[VariantResult]:
-    from dataclasses import replace
-
     settings = session.recipe.bench
     if not settings.rounds:
         return results
@@ -358,8 +367,6 @@ def _not_built(results: list[VariantResult]) -> list[str]:
 
 
 def _add_outlook(session: Session, report: Report) -> Report:
-    from dataclasses import replace
-
     if report.sensitivity is None:
         return report
     sizes = layer_sizes(session.model, session.recipe.cost_model, session.recipe.imgsz)
@@ -402,8 +409,6 @@ def _evaluation(session: Session) -> dict[str, Any]:
 
 
 def _publish(source: Path, target: Path) -> Path:
-    from ultra_mq.files import atomic_path
-
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
     return target
@@ -417,5 +422,6 @@ def _read_json(path: Path, kind: type[Any]) -> Any:
     return TypeAdapter(kind).validate_python(json.loads(path.read_text()))
 
 
-def _torch_device(device: str) -> str:
+def torch_device(device: str) -> str:
+    """Torch's name of an Ultralytics device: ``0`` is ``cuda:0``."""
     return f"cuda:{device}" if device.isdigit() else device

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import yaml
 from pydantic import ConfigDict, TypeAdapter
 
@@ -116,8 +115,8 @@ def solve_plan(
 ) -> PrecisionPlan:
     """Find the plan with the lowest sum of scores whose cost stays within the budget.
 
-    A multiple-choice knapsack, solved to the optimum as an integer program by HiGHS (``scipy.optimize.milp``); it
-    is the problem that ModelOpt's ``auto_quantize`` hands to CBC, without that solver's loose tolerance.
+    A multiple-choice knapsack, solved to the optimum as an integer program by CBC: the problem that
+    ModelOpt's ``auto_quantize`` solves, with the scores scaled so that the solver's tolerance hides none of them.
 
     Args:
         model: Prepared model the scores belong to.
@@ -255,25 +254,23 @@ def _average_bits(choice: Mapping[str, str], sizes: Mapping[str, float]) -> floa
 def _solve_knapsack(
     options: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float], limit: float
 ) -> dict[str, str]:
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    import pulp
 
-    pairs = [(name, option) for name, by_format in options.items() for option in by_format]
-    scores = np.array([options[name][option] for name, option in pairs])
-    costs = np.array([cost_in_format(sizes[name], option) for name, option in pairs])
-    # HiGHS stops at an absolute gap of 1e-6: scores are scaled so that the smallest still counts.
-    scores = scores / max(scores.sum(), 1e-30) * 1e6
-    layers = list(options)
-    one_each = np.array([[float(name == layer) for name, _ in pairs] for layer in layers])
-    solution = milp(
-        scores,
-        integrality=np.ones(len(pairs)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(costs / limit, -np.inf, 1 + 1e-9),
-        ],
-        options={"mip_rel_gap": 0.0, "time_limit": 60.0},
-    )
-    if solution.x is None:
-        raise BudgetError(f"No plan meets the budget ({solution.message}). Raise --bits.")
-    return {name: option for (name, option), taken in zip(pairs, solution.x, strict=True) if taken > 0.5}
+    total = sum(max(by_format.values()) for by_format in options.values())
+    # CBC works with absolute tolerances near 1e-6: scores are scaled so that the smallest still counts.
+    scale = 1e6 / total if total > 0 else 1.0
+    problem = pulp.LpProblem("precision", pulp.LpMinimize)
+    taken = {
+        (layer, option): pulp.LpVariable(f"x_{index}_{option}", cat="Binary")
+        for index, (layer, by_format) in enumerate(options.items())
+        for option in by_format
+    }
+    problem += pulp.lpSum(scale * options[layer][option] * variable for (layer, option), variable in taken.items())
+    for layer, by_format in options.items():
+        problem += pulp.lpSum(taken[layer, option] for option in by_format) == 1
+    costs = {pair: cost_in_format(sizes[pair[0]], pair[1]) / limit for pair in taken}
+    problem += pulp.lpSum(costs[pair] * variable for pair, variable in taken.items()) <= 1 + 1e-9
+    status = problem.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=0.0, timeLimit=60))
+    if pulp.LpStatus[status] != "Optimal":
+        raise BudgetError(f"No plan meets the budget ({pulp.LpStatus[status]}). Raise --bits.")
+    return {layer: option for (layer, option), variable in taken.items() if variable.value() > 0.5}

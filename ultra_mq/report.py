@@ -197,13 +197,27 @@ def verdict(report: Report, variant: VariantResult) -> str:
     return f"**{variant.name}** {direction} of mAP50-95 ({points(accuracy.map50_95)} of {points(reference.map50_95)}), {agreement}.{noise}"
 
 
+CONSOLE_COLUMNS = {
+    "model": "model",
+    "bits": "bits",
+    "quantized layers": "INT8",
+    "mAP50-95": "mAP50-95",
+    "change": "change",
+    "agreement": "agree",
+    "CPU p50 ms": "CPU ms",
+    "speed-up": "ratio",
+}
+"""Columns that fit a terminal of 80 characters, with their short titles."""
+
+
 def console_table(report: Report) -> Table:
     """The result table for the console."""
-    table = Table(title=f"{report.recipe.model} on {report.recipe.data}", title_justify="left")
-    for index, column in enumerate(RESULT_COLUMNS):
-        table.add_column(column, justify="left" if index == 0 else "right")
+    table = Table(title=f"{Path(report.recipe.model).name} on {Path(report.recipe.data).name}", title_justify="left")
+    for column, title in CONSOLE_COLUMNS.items():
+        table.add_column(title, justify="left" if column == "model" else "right", no_wrap=True)
     for variant in report.variants:
-        table.add_row(*result_row(report, variant))
+        row = dict(zip(RESULT_COLUMNS, result_row(report, variant), strict=True))
+        table.add_row(*(row[column].replace(" of ", "/") for column in CONSOLE_COLUMNS))
     return table
 
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Is the searched plan better than chance? Plans of equal bits, same images, same calibration.
+
+    python scripts/controls.py WEIGHTS data=DATA.yaml --bits 10 --output docs/results/controls-10bit.md
+
+Controls: random plans, and "first layers kept" (float from the input on, as far as the bits reach).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from ultra_mq.api import autoquant_recipe
+from ultra_mq.cost import layer_sizes
+from ultra_mq.evaluate import compare, evaluate
+from ultra_mq.files import write_text
+from ultra_mq.pipeline import Session, open_session, plan_variant, quantize_model, torch_device
+from ultra_mq.plan import PrecisionPlan, make_plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--bits", type=float, default=10.0)
+    parser.add_argument("--plans", type=int, default=20, help="number of random plans")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    recipe = autoquant_recipe(arguments.weights, arguments.bits, {}, arguments.overrides)
+    session = open_session(recipe)
+    order = [layer.name for layer in session.model.quantizable]
+    plans = {"searched": plan_variant(session, recipe.variants[0])}
+    plans["first layers kept"] = plan_in_order(session, order, arguments.bits)
+    for seed in range(arguments.plans):
+        shuffled = random.Random(seed).sample(order, len(order))
+        plans[f"random {seed}"] = plan_in_order(session, shuffled, arguments.bits)
+    reference = evaluate_module(session, session.model.module, "FP32")
+    rows = []
+    for name, plan in plans.items():
+        accuracy = compare(evaluate_module(session, quantize_model(session, plan), name), reference.detections)
+        rows.append((name, plan.bits, len(plan.quantized), accuracy.agreement, accuracy.map50_95))
+        print(*rows[-1], flush=True)
+    write_text(arguments.output, render(arguments.bits, reference.images, reference.map50_95, rows))
+
+
+def plan_in_order(session: Session, order: list[str], bits: float) -> PrecisionPlan:
+    """Leave layers in float in the given order, each one that still fits into the budget."""
+    sizes = layer_sizes(session.model, "weights", session.recipe.imgsz)
+    choice = dict.fromkeys(sizes, "int8")
+    room = (bits - 8) * sum(sizes.values())
+    for name in order:
+        if 8 * sizes[name] <= room:
+            room -= 8 * sizes[name]
+            del choice[name]
+    return make_plan(session.model, choice, sizes, budget_bits=bits, why="user")
+
+
+def evaluate_module(session: Session, module, label: str):
+    """Validate a torch module on the evaluation split."""
+    device = torch_device(session.recipe.device)
+    return evaluate(module, session.data, label=label, device=device, batch=session.recipe.batch)
+
+
+def render(bits: float, images: int, float_map: float | None, rows: list) -> str:
+    """The table, best agreement first, and the count that matters."""
+    searched = rows[0][3]
+    beaten = sum(searched > row[3] for row in rows[2:])
+    lines = [
+        f"# Controls at {bits:g} bits",
+        "",
+        f"{images} images, fake-quantized torch, FP32 mAP50-95 {100 * (float_map or 0):.2f}. The searched plan beats "
+        f"{beaten} of {len(rows) - 2} random plans of the same bits, and \"first layers kept\" by "
+        f"{searched - rows[1][3]:+.4f} of agreement.",
+        "",
+        "| plan | bits | INT8 layers | agreement | mAP50-95 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, reached, count, agreement, map50_95 in sorted(rows, key=lambda row: -row[3]):
+        lines.append(f"| {name} | {reached:.3f} | {count} | {agreement:.4f} | {100 * (map50_95 or 0):.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The Python API: ``quantize`` inside a training script, ``autoquant`` as a function, ``callback`` for Ultralytics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ultra_mq.cache import Cache
+from ultra_mq.model import prepare_model
+from ultra_mq.pipeline import open_session, plan_variant, quantize_model, run_recipe, torch_device
+from ultra_mq.plan import PrecisionPlan, check_plan
+from ultra_mq.recipe import Recipe, make_recipe
+from ultra_mq.report import Report
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ModelT = TypeVar("ModelT", bound="nn.Module")
+
+
+def quantize(
+    model: ModelT,
+    bits: float = 9.0,
+    data: str | Path = "coco128.yaml",
+    *,
+    plan: PrecisionPlan | None = None,
+    cache: Cache | None = None,
+    **settings: Any,
+) -> ModelT:
+    """Quantize a model in memory: sensitivity, plan, calibrated quantizers.
+
+    Args:
+        model: An Ultralytics ``YOLO``, whose network is replaced by the quantized one, or its inner ``nn.Module``,
+            which is left untouched.
+        bits: Budget in effective bits, 8 to 16; see ``docs/search.md``.
+        data: Ultralytics data YAML; its train split calibrates and scores.
+        plan: Plan to carry out in place of searching one for ``bits``.
+        cache: Cache for calibration and scores; the default one where it is None.
+        **settings: Further keys of a recipe, such as ``imgsz=320`` or ``device="0"``.
+
+    Returns:
+        The ``YOLO`` that was passed, or a new module. It is calibrated and trainable: ``model.train(...)``
+        fine-tunes with the quantizers on, ``model.save()`` and ``YOLO(path)`` keep them, and
+        ``model.export(format="onnx")`` writes the Q/DQ graph.
+
+    Raises:
+        UltraMQError: The model, the data or the budget cannot be used; the model is unchanged then.
+
+    Examples:
+        >>> model = ultra_mq.quantize(YOLO("yolo11n.pt"), bits=9, data="coco128.yaml")
+        >>> model.train(data="coco128.yaml", epochs=1, lr0=1e-4)
+    """
+    document = {**settings, "data": str(data), "variants": [{"name": "model", "bits": bits}]}
+    recipe = make_recipe(document, where="arguments of quantize()")
+    prepared = prepare_model(model, torch_device(recipe.device))
+    session = open_session(recipe, cache, prepared)
+    if plan is None:
+        plan = plan_variant(session, recipe.variants[0])
+    check_plan(plan, prepared)
+    module = quantize_model(session, plan)
+    if getattr(model, "model", None) is None or not hasattr(model, "add_callback"):
+        return module  # type: ignore[return-value]
+    model.model = module
+    model.predictor = None  # type: ignore[assignment]
+    _train_as_is(model)
+    return model
+
+
+def autoquant(weights: str | Path, bits: float = 9.0, data: str | Path = "coco128.yaml", **settings: Any) -> Report:
+    """Run the whole pipeline on a checkpoint, as ``ultra-mq autoquant`` does.
+
+    Args:
+        weights: Trained ``.pt`` weights.
+        bits: Budget in effective bits, 8 to 16; lower saturates with a warning.
+        data: Ultralytics data YAML: calibrates on train, evaluates on val.
+        **settings: Further keys of a recipe, such as ``imgsz=320`` or ``name="trial"``.
+
+    Returns:
+        The report; ``report.folder`` holds the artefacts.
+
+    Raises:
+        UltraMQError: The input cannot be used.
+    """
+    return run_recipe(autoquant_recipe(weights, bits, {"data": str(data), **settings}))
+
+
+def autoquant_recipe(
+    weights: str | Path, bits: float, settings: dict[str, Any], overrides: list[str] | None = None
+) -> Recipe:
+    """The recipe of a single variant under a bits budget."""
+    name = f"mixed-{bits:g}bit" if bits > 8 else "int8"
+    document = {**settings, "model": str(weights), "variants": [{"name": name, "bits": bits}]}
+    return make_recipe(document, overrides)
+
+
+def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
+    """An Ultralytics callback that quantizes the best checkpoint when training ends.
+
+    Args:
+        bits: Budget in effective bits.
+        **settings: Further keys of a recipe; ``data``, ``imgsz`` and ``device`` come from the training.
+
+    Returns:
+        Function for ``model.add_callback("on_train_end", ultra_mq.callback(bits=9))``. The run folder is
+        ``ultra-mq`` inside the folder of the training.
+
+    Raises:
+        UltraMQError: Bits or settings do not fit, before training starts.
+    """
+    autoquant_recipe("best.pt", bits, dict(settings))
+
+    def on_train_end(trainer: Any) -> None:
+        weights = trainer.best if trainer.best.exists() else trainer.last
+        known = {
+            "data": str(trainer.args.data),
+            "imgsz": int(trainer.args.imgsz),
+            "device": "cpu" if trainer.device.type == "cpu" else str(trainer.device.index or 0),
+            "project": str(trainer.save_dir),
+            "name": "ultra-mq",
+        }
+        run_recipe(autoquant_recipe(weights, bits, {**known, **settings}))
+
+    return on_train_end
+
+
+def _train_as_is(model: Any) -> None:
+    """Make ``model.train()`` train the network it holds.
+
+    Ultralytics' trainer builds a fresh network from the YAML and copies the weights that match, which loses the
+    quantizers and the fused convolutions. The trainer asks ``get_model`` for the network, so that is where the
+    quantized one is handed in.
+    """
+
+    def hand_over(trainer: Any) -> None:
+        trainer.get_model = lambda *_, **__: model.model
+
+    model.callbacks["on_pretrain_routine_start"] = [
+        existing for existing in model.callbacks["on_pretrain_routine_start"] if existing.__name__ != "hand_over"
+    ]
+    model.add_callback("on_pretrain_routine_start", hand_over)

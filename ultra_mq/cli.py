@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The command line: parse, call the pipeline, print."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ultra_mq import __version__
+from ultra_mq.console import console
+from ultra_mq.errors import UltraMQError
+
+if TYPE_CHECKING:
+    from ultra_mq.report import Report
+
+OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
+
+
+def command_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command, and the one place where errors become messages and exit codes."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except UltraMQError as error:
+            if debug:
+                traceback.print_exc()
+            console.print("[red]Error:[/]", end=" ")
+            console.print(str(error), markup=False, soft_wrap=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            console.print("Interrupted. Finished stages are in the cache; the same command goes on from there.")
+            sys.exit(130)
+        except (click.ClickException, SystemExit):
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            console.print(f"[red]Unexpected {type(error).__name__}:[/]", end=" ")
+            console.print(f"{error}\nThis is a fault of ultra-mq; run again with --debug and report it.", markup=False)
+            sys.exit(1)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ultra-mq")
+def main() -> None:
+    """Find a precision for every layer of a YOLO model, under a budget, and prove it on your data."""
+
+
+@main.command(epilog=OVERRIDES_HELP)
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--bits", type=float, default=9.0, show_default=True, help="Effective bits a weight, 8 (all INT8) to 16.")
+@click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
+@click.option("--strict", is_flag=True, help="Refuse bits below what the formats can reach.")
+@command_options
+def autoquant(
+    weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, as_json: bool
+) -> None:
+    """Score, plan, quantize, export, prove and report: WEIGHTS under a budget of bits."""
+    from ultra_mq.plan import check_bits
+
+    check_bits(bits, strict=strict)
+    from ultra_mq.api import autoquant_recipe
+    from ultra_mq.pipeline import run_recipe
+
+    recipe = autoquant_recipe(weights, bits, {"cost_model": cost, "strict": strict}, list(overrides))
+    _print_report(run_recipe(recipe), as_json)
+
+
+@main.command(epilog=OVERRIDES_HELP)
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@command_options
+def run(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Carry out a YAML RECIPE, for example recipes/compare.yaml."""
+    from ultra_mq.pipeline import run_recipe
+    from ultra_mq.recipe import load_recipe
+
+    _print_report(run_recipe(load_recipe(recipe_file, list(overrides))), as_json)
+
+
+@main.command(epilog=OVERRIDES_HELP)
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--bits", type=float, default=9.0, show_default=True, help="Effective bits a weight, 8 (all INT8) to 16.")
+@click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("plan.yaml"), show_default=True)
+@command_options
+def plan(
+    weights: str, overrides: tuple[str, ...], bits: float, cost: str, output: Path, as_json: bool
+) -> None:
+    """Write the plan for a budget of bits, without quantizing anything; edit it and apply it."""
+    from ultra_mq.api import autoquant_recipe
+    from ultra_mq.pipeline import open_session, plan_variant
+    from ultra_mq.plan import save_plan
+
+    recipe = autoquant_recipe(weights, bits, {"cost_model": cost}, list(overrides))
+    found = plan_variant(open_session(recipe), recipe.variants[0])
+    save_plan(found, output)
+    if as_json:
+        click.echo(json.dumps({"plan": str(output), "bits": found.bits, "quantized": found.quantized}))
+        return
+    floats = [layer.name for layer in found.layers if layer.why == "searched" and layer.name not in found.quantized]
+    console.print(f"{output}: {found.bits:.2f} bits, {len(found.quantized)} layers quantized, {len(floats)} in float.")
+    console.print(f"In float: {', '.join(floats) or 'none'}", soft_wrap=True)
+
+
+@main.command(epilog=OVERRIDES_HELP)
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@command_options
+def apply(plan_file: Path, weights: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Carry out a PLAN file on its WEIGHTS: the same artefacts and report as the run that made it."""
+    from ultra_mq.pipeline import run_recipe
+    from ultra_mq.plan import load_plan
+    from ultra_mq.recipe import make_recipe
+
+    loaded = load_plan(plan_file)
+    variants = [{"name": "plan", "bits": loaded.budget_bits}]
+    recipe = make_recipe({"model": weights, "name": "apply", "variants": variants}, list(overrides))
+    _print_report(run_recipe(recipe, plan=loaded), as_json)
+
+
+@main.command()
+@command_options
+def doctor(as_json: bool) -> None:
+    """Show what this machine can do, and what to install for the rest."""
+    from dataclasses import asdict
+
+    from ultra_mq.doctor import can_run, diagnose, doctor_table
+
+    checks = diagnose()
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        console.print(doctor_table(checks))
+        word = "can" if can_run(checks) else "cannot"
+        console.print(f"\n'ultra-mq autoquant yolo11n.pt' {word} run here.")
+    if not can_run(checks):
+        sys.exit(1)
+
+
+def _print_report(report: Report, as_json: bool) -> None:
+    from ultra_mq.report import console_table
+
+    if as_json:
+        click.echo(json.dumps({"folder": str(report.folder), **report.to_dict()}, indent=2))
+        return
+    console.print()
+    console.print(console_table(report))
+    for line in report.not_built:
+        console.print(f"Not built: {line}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
