@@ -7,8 +7,9 @@ quantizes: one pass over the images serves every budget.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from ultra_mq.console import quiet, track
 from ultra_mq.data import Batches
 from ultra_mq.errors import DataError
 from ultra_mq.model import PreparedModel
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Method = Literal["max", "mse"]
 
@@ -48,7 +52,7 @@ def calibrate(model: PreparedModel, batches: Batches, method: Method = "mse") ->
             error of the values seen is least.
 
     Raises:
-        DataError: An input range is zero or not finite.
+        DataError: The input of a layer is not finite, or zero throughout.
     """
     import torch
 
@@ -56,10 +60,19 @@ def calibrate(model: PreparedModel, batches: Batches, method: Method = "mse") ->
         from modelopt.torch.quantization.calib import HistogramCalibrator
     layers = dict(model.module.named_modules())
     histograms = {layer.name: HistogramCalibrator() for layer in model.quantizable}
-    handles = [
-        layers[name].register_forward_pre_hook(lambda _, inputs, histogram=histogram: histogram.collect(inputs[0]))
-        for name, histogram in histograms.items()
-    ]
+
+    def collect(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if not torch.isfinite(inputs[0]).all():
+                raise DataError(
+                    f"The input of '{name}' is not finite on the calibration images. "
+                    f"Check the weights of '{model.source}': a finished training run has finite ones."
+                )
+            histograms[name].collect(inputs[0])
+
+        return hook
+
+    handles = [layers[name].register_forward_pre_hook(collect(name)) for name in histograms]
     try:
         with torch.no_grad():
             for batch in track(batches, "Calibrating", len(batches)):
@@ -71,10 +84,10 @@ def calibrate(model: PreparedModel, batches: Batches, method: Method = "mse") ->
     for name, histogram in histograms.items():
         counts, edges = histogram._calib_hist.double().cpu().numpy(), histogram._calib_bin_edges.double().cpu().numpy()
         amax[name] = float(edges[-1]) if method == "max" else least_squares_amax(counts, edges)
-    if bad := [name for name, value in amax.items() if not 0 < value < float("inf")]:
+    if empty := [name for name, value in amax.items() if value == 0]:
         raise DataError(
-            f"Calibration found no usable input range for {', '.join(bad[:3])}. "
-            f"Check that the calibration images are real photographs and not empty, and that the weights are finite."
+            f"The input of {', '.join(empty[:3])} is zero on all calibration images, so it has no range. "
+            f"Check the images of the train split and the weights of '{model.source}'."
         )
     return Calibration(method, len(batches.indices), amax)
 

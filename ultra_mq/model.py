@@ -135,7 +135,7 @@ def prepare_model(
     if hasattr(model, "ckpt_path") and model.ckpt_path and source == "model in memory":
         source = str(model.ckpt_path)
     if not isinstance(module, _module_class()):
-        raise ModelError(f"Expected an Ultralytics YOLO model, got {type(module).__name__}. Pass YOLO('yolo11n.pt').")
+        raise ModelError(f"Expected an Ultralytics YOLO model, got {type(model).__name__}. Pass YOLO('yolo11n.pt').")
     task = getattr(module, "task", None) or getattr(model, "task", "detect")
     if is_qat(module):
         raise ModelError(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,7 +135,10 @@ def solve_plan(
     limit = bits * sum(sizes[name] for name in layers)
     options = {name: {**sensitivity.scores[name], FLOAT: 0.0} for name in layers}
     floor = sum(min(cost_in_format(sizes[name], option) for option in options[name]) for name in layers)
-    choice = _solve_knapsack(options, sizes, max(limit, floor))
+    with warnings.catch_warnings():
+        # pulp announces its version 4 with a warning for every variable; the dependency stays below it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        choice = _solve_knapsack(options, sizes, max(limit, floor))
     return make_plan(
         model,
         choice,
@@ -273,4 +277,17 @@ def _solve_knapsack(
     status = problem.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=0.0, timeLimit=60))
     if pulp.LpStatus[status] != "Optimal":
         raise BudgetError(f"No plan meets the budget ({pulp.LpStatus[status]}). Raise --bits.")
-    return {layer: option for (layer, option), variable in taken.items() if variable.value() > 0.5}
+    choice = {layer: option for (layer, option), variable in taken.items() if variable.value() > 0.5}
+    return _spend_the_rest(choice, options, sizes, limit)
+
+
+def _spend_the_rest(
+    choice: dict[str, str], options: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float], limit: float
+) -> dict[str, str]:
+    """Give float to further layers that still fit: a score too small for the solver to see is no reason to quantize."""
+    room = limit - sum(cost_in_format(sizes[layer], option) for layer, option in choice.items())
+    for layer in sorted(choice, key=lambda name: -options[name][choice[name]]):
+        extra = cost_in_format(sizes[layer], FLOAT) - cost_in_format(sizes[layer], choice[layer])
+        if 0 < extra <= room * (1 + 1e-9):
+            choice[layer], room = FLOAT, room - extra
+    return choice

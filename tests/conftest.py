@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Fixtures: the shapes model and data of the demo everywhere, YOLO11n and the COCO slice where they lie near."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("ULTRA_MQ_SHARED", ROOT.parent / "shared"))
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+sys.path.insert(0, str(ROOT / "demo"))
+
+IMGSZ = 160
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """A cache of our own, shared by the tests of one session."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ULTRA_MQ_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights():
+    return ROOT / "demo" / "shapes-yolo11n.pt"
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    from shapes import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("shapes"), train=16, val=12)
+
+
+@pytest.fixture(scope="session")
+def model(weights):
+    from ultra_mq.model import load_model
+
+    return load_model(weights)
+
+
+@pytest.fixture(scope="session")
+def data(shapes, model):
+    from ultra_mq.data import load_data
+
+    return load_data(shapes, IMGSZ, model.stride)
+
+
+@pytest.fixture(scope="session")
+def batches(data):
+    from ultra_mq.data import Batches
+
+    return Batches(data.calibration, list(range(8)), batch=4)
+
+
+@pytest.fixture(scope="session")
+def calibration(model, batches):
+    from ultra_mq.calibrate import calibrate
+
+    return calibrate(model, batches)
+
+
+@pytest.fixture(scope="session")
+def sensitivity(model, calibration, batches):
+    from ultra_mq.sensitivity import measure_sensitivity
+
+    return measure_sensitivity(model, calibration, batches, "outputs")
+
+
+@pytest.fixture(scope="session")
+def plan(model, sensitivity):
+    from ultra_mq.cost import layer_sizes
+    from ultra_mq.plan import solve_plan
+
+    return solve_plan(model, sensitivity, layer_sizes(model, "weights", IMGSZ), 10)
+
+
+@pytest.fixture(scope="session")
+def quantized(model, plan, calibration):
+    """Module of ``plan``; copy it before changing it."""
+    from ultra_mq.quantize import apply_plan
+
+    return apply_plan(model, plan, calibration)
+
+
+@pytest.fixture(scope="session")
+def qdq(quantized, tmp_path_factory):
+    """Q/DQ graph of ``quantized``."""
+    from ultra_mq.export import export_onnx
+
+    return export_onnx(quantized, tmp_path_factory.mktemp("onnx") / "qdq.onnx", IMGSZ)
+
+
+@pytest.fixture(scope="session")
+def qdq_fp16(qdq, batches, tmp_path_factory):
+    from ultra_mq.export import convert_to_fp16
+
+    image = next(iter(batches))["img"][:1].numpy()
+    return convert_to_fp16(qdq.path, tmp_path_factory.mktemp("onnx") / "fp16.onnx", image)
+
+
+@pytest.fixture(scope="session")
+def coco_weights():
+    path = SHARED / "weights" / "yolo11n.pt"
+    if not path.exists():
+        pytest.skip(f"needs the YOLO11n weights at {path}; set ULTRA_MQ_SHARED")
+    return path
+
+
+@pytest.fixture(scope="session")
+def coco_slice():
+    path = SHARED / "coco-slice" / "coco-slice.yaml"
+    if not path.exists():
+        pytest.skip(f"needs the COCO slice at {path}; set ULTRA_MQ_SHARED")
+    return path
