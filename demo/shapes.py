@@ -47,7 +47,9 @@ def make_dataset(folder: Path, train: int, val: int) -> Path:
 
 def draw_picture(random: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, float, float, float, float]]]:
     """Draw 2 to 9 shapes on a textured ground; boxes are class, centre, width and height in [0, 1]."""
-    texture = cv2.resize(random.integers(0, 256, (10, 10, 3), dtype=np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    texture = cv2.resize(
+        random.integers(0, 256, (10, 10, 3), dtype=np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC
+    )
     noise = random.normal(0, random.uniform(2, 18), (SIZE, SIZE, 3))
     picture = np.clip(texture * 0.6 + noise + random.uniform(0, 80), 0, 255).astype(np.uint8)
     boxes: list[tuple[int, float, float, float, float]] = []

@@ -40,7 +40,11 @@ def main() -> None:
 def save_without_traces(trained: Path, output: Path) -> None:
     """Keep the weights and the settings that describe them; drop paths, dates and logs of the training machine."""
     checkpoint = torch.load(trained, map_location="cpu", weights_only=False)
-    kept = {key: value for key, value in checkpoint.items() if key in ("model", "ema", "modelopt", "version", "license", "docs")}
+    kept = {
+        key: value
+        for key, value in checkpoint.items()
+        if key in ("model", "ema", "modelopt", "version", "license", "docs")
+    }
     kept["train_args"] = {"task": "detect", "data": "shapes.yaml", "imgsz": SIZE, "model": "yolo11n.yaml"}
     kept["model"].args = kept["train_args"]
     torch.save(kept, output)

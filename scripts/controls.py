@@ -71,7 +71,7 @@ def render(bits: float, images: int, float_map: float | None, rows: list) -> str
         f"# Controls at {bits:g} bits",
         "",
         f"{images} images, fake-quantized torch, FP32 mAP50-95 {100 * (float_map or 0):.2f}. The searched plan beats "
-        f"{beaten} of {len(rows) - 2} random plans of the same bits, and \"first layers kept\" by "
+        f'{beaten} of {len(rows) - 2} random plans of the same bits, and "first layers kept" by '
         f"{searched - rows[1][3]:+.4f} of agreement.",
         "",
         "| plan | bits | INT8 layers | agreement | mAP50-95 |",

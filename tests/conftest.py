@@ -83,7 +83,7 @@ def plan(model, sensitivity):
 @pytest.fixture(scope="session")
 def quantized(model, plan, calibration):
     """Module of ``plan``; copy it before changing it."""
-    from ultra_mq.quantize import apply_plan
+    from ultra_mq.quantization import apply_plan
 
     return apply_plan(model, plan, calibration)
 

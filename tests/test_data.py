@@ -98,7 +98,7 @@ def test_missing_yaml():
 def test_yaml_without_images(own_shapes):
     shutil.rmtree(own_shapes.parent / "images" / "train")
     (own_shapes.parent / "images" / "train").mkdir()
-    with pytest.raises(DataError, match="'train' split .* has no usable images"):
+    with pytest.raises(DataError, match=r"'train' split .* has no usable images"):
         load_data(own_shapes, 160, 32)
 
 
@@ -114,7 +114,7 @@ def test_few_corrupt_images_are_skipped(own_shapes):
 
 def test_many_corrupt_images_are_an_error(own_shapes):
     (own_shapes.parent / "images" / "val" / "broken.jpg").write_bytes(b"not an image")
-    with pytest.raises(DataError, match="1 of 13 images in the 'val' split .* cannot be read"):
+    with pytest.raises(DataError, match=r"1 of 13 images in the 'val' split .* cannot be read"):
         load_data(own_shapes, 160, 32)
 
 

@@ -80,7 +80,7 @@ def test_round_trip(accuracy, tmp_path):
 
 
 def test_a_timed_out_nms_is_an_error(model, data, monkeypatch):
-    import ultralytics.models.yolo.detect.val as val
+    from ultralytics.models.yolo.detect import val
 
     original = val.nms.non_max_suppression
 

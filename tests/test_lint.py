@@ -6,8 +6,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ultra_mq.lint import layer_of, lint_graph, quantized_layers
 
+ZERO, SCALE = np.int8(0), np.float32(0.1)
 
-def graph(*, cast=False, weight_dq=True, bias_dq=False, zero_point=np.int8(0), scale=np.float32(0.1), name="/model.0/conv/Conv"):
+
+def graph(
+    *,
+    cast=False,
+    weight_dq=True,
+    bias_dq=False,
+    zero_point=ZERO,
+    scale=SCALE,
+    name="/model.0/conv/Conv",
+):
     """One convolution behind Q/DQ, with a fault on request."""
     constants = {
         "scale": scale,

@@ -131,7 +131,7 @@ def test_data_of_other_classes(settings, shapes, tmp_path):
     document = yaml.safe_load(Path(shapes).read_text())
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({**document, "names": {index: f"c{index}" for index in range(9)}}))
-    with pytest.raises(DataError, match="knows 5 classes and .* has 9"):
+    with pytest.raises(DataError, match=r"knows 5 classes and .* has 9"):
         run_recipe(make_recipe({**settings, "data": str(other)}))
 
 

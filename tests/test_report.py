@@ -47,7 +47,9 @@ def test_engine_mismatches(model, results):
     types["model.23.dfl.conv"] = "Float"
 
     def mismatches(**changes):
-        engine = RtxEngine(path=None, version="1", compute_capability="8.9", size_bytes=1, layer_types={**types, **changes})
+        engine = RtxEngine(
+            path=None, version="1", compute_capability="8.9", size_bytes=1, layer_types={**types, **changes}
+        )
         return dataclasses.replace(results[1], engine=engine).engine_mismatches
 
     assert mismatches() == []

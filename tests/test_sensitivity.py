@@ -9,7 +9,7 @@ import torch
 from ultra_mq.cost import layer_sizes
 from ultra_mq.errors import ModelError
 from ultra_mq.plan import make_plan
-from ultra_mq.quantize import apply_plan
+from ultra_mq.quantization import apply_plan
 from ultra_mq.sensitivity import measure_sensitivity
 
 

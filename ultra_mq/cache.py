@@ -8,7 +8,6 @@ renamed when complete, so a folder that exists is whole.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -23,13 +22,13 @@ from filelock import FileLock, Timeout
 
 from ultra_mq.console import warn
 from ultra_mq.errors import RunFolderError
+from ultra_mq.files import UNWRITABLE
 
 LAYOUT = 1
 """Raised when the meaning of cached content changes without a change of any version below."""
 
 PACKAGES = ("ultra-mq", "ultralytics", "torch", "nvidia-modelopt", "onnx")
 LOCK_TIMEOUT_S = 1800.0
-UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 
 
 class Cache:
@@ -112,13 +111,7 @@ def hash_key(depends_on: Mapping[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def _refuse(value: object) -> None:

@@ -16,6 +16,7 @@ import click
 from ultra_mq import __version__
 from ultra_mq.console import console
 from ultra_mq.errors import UltraMQError
+from ultra_mq.files import UNWRITABLE
 
 if TYPE_CHECKING:
     from ultra_mq.report import Report
@@ -32,23 +33,20 @@ def command_options(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except UltraMQError as error:
-            if debug:
-                traceback.print_exc()
-            console.print("[red]Error:[/]", end=" ")
-            console.print(str(error), markup=False, soft_wrap=True)
-            sys.exit(2)
         except KeyboardInterrupt:
             console.print("Interrupted. Finished stages are in the cache; the same command goes on from there.")
             sys.exit(130)
-        except (click.ClickException, SystemExit):
+        except click.ClickException:
             raise
         except Exception as error:
+            expected = isinstance(error, UltraMQError) or getattr(error, "errno", None) in UNWRITABLE
             if debug:
-                raise
-            console.print(f"[red]Unexpected {type(error).__name__}:[/]", end=" ")
-            console.print(f"{error}\nThis is a fault of ultra-mq; run again with --debug and report it.", markup=False)
-            sys.exit(1)
+                traceback.print_exc()
+            console.print("[red]Error:[/]" if expected else f"[red]Unexpected {type(error).__name__}:[/]", end=" ")
+            console.print(str(error), markup=False, soft_wrap=True)
+            if not expected:
+                console.print("This is a fault of ultra-mq; run again with --debug and report it.")
+            sys.exit(2 if expected else 1)
 
     return wrapped
 
@@ -66,9 +64,7 @@ def main() -> None:
 @click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
 @click.option("--strict", is_flag=True, help="Refuse bits below what the formats can reach.")
 @command_options
-def autoquant(
-    weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, as_json: bool
-) -> None:
+def autoquant(weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, as_json: bool) -> None:
     """Score, plan, quantize, export, prove and report: WEIGHTS under a budget of bits."""
     from ultra_mq.plan import check_bits
 
@@ -99,9 +95,7 @@ def run(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("plan.yaml"), show_default=True)
 @command_options
-def plan(
-    weights: str, overrides: tuple[str, ...], bits: float, cost: str, output: Path, as_json: bool
-) -> None:
+def plan(weights: str, overrides: tuple[str, ...], bits: float, cost: str, output: Path, as_json: bool) -> None:
     """Write the plan for a budget of bits, without quantizing anything; edit it and apply it."""
     from ultra_mq.api import autoquant_recipe
     from ultra_mq.pipeline import open_session, plan_variant

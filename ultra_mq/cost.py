@@ -54,8 +54,8 @@ def count_macs(module: nn.Module, imgsz: int) -> dict[str, float]:
     handles = []
 
     def count(name: str) -> Any:
-        def hook(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-            per_element = layer.weight.numel() / layer.weight.shape[0]  # type: ignore[operator]
+        def hook(layer: nn.Conv2d | nn.Linear, _: Any, output: torch.Tensor) -> None:
+            per_element = layer.weight.numel() / layer.weight.shape[0]
             macs[name] = macs.get(name, 0.0) + float(output.numel() * per_element)
 
         return hook

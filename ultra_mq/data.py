@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class Batches:
         self.device = device
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch)
+        return math.ceil(len(self.indices) / self.batch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         dataset = self.split.dataset
@@ -104,9 +105,7 @@ class Batches:
         return _hash_images(self.split, self.indices)
 
 
-def load_data(
-    data: str | Path, imgsz: int, stride: int, *, task: str = "detect", fraction: float = 1.0
-) -> Data:
+def load_data(data: str | Path, imgsz: int, stride: int, *, task: str = "detect", fraction: float = 1.0) -> Data:
     """Read a data YAML and scan its train and val splits.
 
     Args:
@@ -204,7 +203,9 @@ def _scan(info: dict[str, Any], name: str, imgsz: int, stride: int, task: str, f
     cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})
     try:
         with quiet():
-            dataset = build_yolo_dataset(cfg, info[name], batch=1, data=info, mode="val", stride=stride, fraction=fraction)
+            dataset = build_yolo_dataset(
+                cfg, info[name], batch=1, data=info, mode="val", stride=stride, fraction=fraction
+            )
     except KeyboardInterrupt:
         raise
     except Exception as error:

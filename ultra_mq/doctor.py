@@ -43,7 +43,11 @@ def diagnose() -> list[Check]:
         ("torch", "torch", "pip install torch"),
         ("torchvision", "torchvision", "pip install torchvision, of the version that matches torch"),
         ("ultralytics", "ultralytics", "pip install 'ultralytics>=8.4.180,<8.5'"),
-        ("modelopt.torch.quantization", "nvidia-modelopt", "pip install 'nvidia-modelopt[onnx]>=0.47,<0.48' huggingface_hub"),
+        (
+            "modelopt.torch.quantization",
+            "nvidia-modelopt",
+            "pip install 'nvidia-modelopt[onnx]>=0.47,<0.48' huggingface_hub",
+        ),
         ("modelopt.onnx.autocast", "nvidia-modelopt", "pip install 'nvidia-modelopt[onnx]>=0.47,<0.48'"),
         ("onnx", "onnx", "pip install onnx"),
         ("onnxruntime", "onnxruntime-gpu", "pip install 'nvidia-modelopt[onnx]', which brings onnxruntime-gpu"),
@@ -54,7 +58,9 @@ def diagnose() -> list[Check]:
     checks.append(_gpu())
     checks.append(_import("tensorrt", "tensorrt", "pip install 'ultra-mq[tensorrt]', on a machine with an NVIDIA GPU"))
     reason = tensorrt_rtx.why_unavailable()
-    rtx = Check("tensorrt_rtx", "missing", reason, False) if reason else _import("tensorrt_rtx", "tensorrt-rtx-cu13", "")
+    rtx = (
+        Check("tensorrt_rtx", "missing", reason, False) if reason else _import("tensorrt_rtx", "tensorrt-rtx-cu13", "")
+    )
     checks.append(rtx)
     checks.append(_import("openvino", "openvino", "pip install 'ultra-mq[openvino]'"))
     return checks
@@ -86,7 +92,9 @@ def _import(module: str, package: str, hint: str, *, required: bool = False) -> 
         reason = "not installed" if module.startswith(missing) else f"needs '{missing}', which is not installed"
         return Check(module, "missing", f"{reason}; {hint}", required)
     except Exception as error:
-        return Check(module, "broken", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}; {hint}", required)
+        return Check(
+            module, "broken", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}; {hint}", required
+        )
     version = getattr(found, "__version__", None)
     if version is None:
         try:

@@ -22,6 +22,7 @@ from ultra_mq.errors import EvaluationError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
     from ultra_mq.backends import Backend
 
 

@@ -60,7 +60,7 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
     with tempfile.TemporaryDirectory(prefix="ultra-mq-export-") as folder, quiet() as messages:
         module = copy.deepcopy(module).cpu()
         # The exporter names its output after the checkpoint.
-        module.pt_path = str(Path(folder) / "model.pt")
+        module.pt_path = str(Path(folder) / "model.pt")  # type: ignore[assignment]
         overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "simplify": False, "device": "cpu"}
         try:
             written = Exporter(overrides=overrides)(model=module)
@@ -103,7 +103,9 @@ def convert_to_fp16(source: Path, path: Path, image: np.ndarray) -> Graph:
                 nodes_to_exclude=decode_patterns(original),
             )
         except Exception as error:
-            raise ExportError(f"FP16 conversion of '{source}' failed: {error}. Run with --debug for the traceback.") from error
+            raise ExportError(
+                f"FP16 conversion of '{source}' failed: {error}. Run with --debug for the traceback."
+            ) from error
     # AutoCast drops the metadata that Ultralytics needs to run the file.
     del converted.metadata_props[:]
     converted.metadata_props.extend(original.metadata_props)

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ultra_mq.errors import RunFolderError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""Error numbers of a disk or folder that cannot be written, as against a fault of the program."""
 
 
 @contextlib.contextmanager

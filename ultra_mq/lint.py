@@ -50,7 +50,9 @@ def lint_graph(model: onnx.ModelProto) -> list[Fault]:
                     constants[node.output[0]] = onnx.numpy_helper.to_array(attribute.t)
     faults = []
     if graph.input[0].name != "images":
-        faults.append(Fault("input-name", graph.input[0].name, "the input is not called 'images', which Ultralytics feeds", True))
+        faults.append(
+            Fault("input-name", graph.input[0].name, "the input is not called 'images', which Ultralytics feeds", True)
+        )
     if not {"stride", "task", "names", "imgsz"} <= {entry.key for entry in model.metadata_props}:
         faults.append(Fault("metadata", "", "Ultralytics metadata is missing, so YOLO() cannot run the file", True))
     for node in graph.node:
@@ -59,7 +61,13 @@ def lint_graph(model: onnx.ModelProto) -> list[Fault]:
         elif node.op_type == "QuantizeLinear":
             faults += _lint_quantizer(node, constants)
         elif node.op_type == "NonZero":
-            faults.append(Fault("data-dependent-shape", node.name, f"'{node.name}' has a data-dependent shape, which TensorRT-RTX refuses"))
+            faults.append(
+                Fault(
+                    "data-dependent-shape",
+                    node.name,
+                    f"'{node.name}' has a data-dependent shape, which TensorRT-RTX refuses",
+                )
+            )
     return faults
 
 
@@ -99,15 +107,29 @@ def _lint_consumer(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -
             before = producers.get(source.input[0])
             if before is not None and before.op_type == "DequantizeLinear":
                 faults.append(
-                    Fault("cast-after-dq", node.name, f"a Cast stands between DequantizeLinear and '{node.name}', which then does not run in INT8")
+                    Fault(
+                        "cast-after-dq",
+                        node.name,
+                        f"a Cast stands between DequantizeLinear and '{node.name}', which then does not run in INT8",
+                    )
                 )
     dequantized = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
     if len(dequantized) >= 2 and dequantized[0] != dequantized[1]:
-        faults.append(Fault("half-quantized", node.name, f"'{node.name}' has only one of input and weight quantized, so it runs in float"))
+        faults.append(
+            Fault(
+                "half-quantized",
+                node.name,
+                f"'{node.name}' has only one of input and weight quantized, so it runs in float",
+            )
+        )
     if len(dequantized) >= 3 and dequantized[2]:
-        faults.append(Fault("bias-dq", node.name, f"the bias of '{node.name}' is dequantized, which TensorRT-RTX refuses", True))
+        faults.append(
+            Fault("bias-dq", node.name, f"the bias of '{node.name}' is dequantized, which TensorRT-RTX refuses", True)
+        )
     if re.search(r"/dfl/", node.name) and any(dequantized):
-        faults.append(Fault("dfl-quantized", node.name, "DFL is quantized, an error of 3 to 41 pixels in the boxes", True))
+        faults.append(
+            Fault("dfl-quantized", node.name, "DFL is quantized, an error of 3 to 41 pixels in the boxes", True)
+        )
     return faults
 
 
@@ -116,9 +138,20 @@ def _lint_quantizer(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> l
     scale = constants.get(node.input[1])
     if scale is not None and scale.dtype == np.float16 and (scale < SMALLEST_NORMAL_FP16).any():
         faults.append(
-            Fault("subnormal-scale", node.name, f"'{node.name}' has an FP16 scale below {SMALLEST_NORMAL_FP16:g}, which loses precision")
+            Fault(
+                "subnormal-scale",
+                node.name,
+                f"'{node.name}' has an FP16 scale below {SMALLEST_NORMAL_FP16:g}, which loses precision",
+            )
         )
     zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
     if zero_point is not None and (zero_point.dtype == np.uint8 or zero_point.astype(np.float32).any()):
-        faults.append(Fault("asymmetric", node.name, f"'{node.name}' is asymmetric or unsigned, which TensorRT does not accept", True))
+        faults.append(
+            Fault(
+                "asymmetric",
+                node.name,
+                f"'{node.name}' is asymmetric or unsigned, which TensorRT does not accept",
+                True,
+            )
+        )
     return faults

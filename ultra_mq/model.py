@@ -7,7 +7,7 @@ import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ultra_mq.errors import ModelError
 
@@ -131,7 +131,7 @@ def prepare_model(
     from ultralytics.utils.torch_utils import is_qat
 
     # Ultralytics' YOLO is an nn.Module too; only its inner model is the network.
-    module = model if isinstance(model, _module_class()) else getattr(model, "model", None)
+    module: Any = model if isinstance(model, _module_class()) else getattr(model, "model", None)
     if hasattr(model, "ckpt_path") and model.ckpt_path and source == "model in memory":
         source = str(model.ckpt_path)
     if not isinstance(module, _module_class()):
@@ -184,8 +184,9 @@ def split_layers(module: nn.Module) -> tuple[tuple[Layer, ...], tuple[Layer, ...
     """
     from torch import nn
 
-    head = f"model.{len(module.model) - 1}."
-    quantizable, kept = [], []
+    head = f"model.{len(cast(nn.Sequential, module.model)) - 1}."
+    quantizable: list[Layer] = []
+    kept: list[Layer] = []
     for name, child in module.named_modules():
         if isinstance(child, (nn.Conv2d, nn.Linear)):
             in_head_output = name.startswith(head) and (not name.endswith(".conv") or ".dfl." in name)
@@ -206,10 +207,10 @@ def fingerprint_module(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _module_class() -> type:
+def _module_class() -> type[Any]:
     from ultralytics.nn.tasks import BaseModel
 
-    return BaseModel
+    return cast(type[Any], BaseModel)
 
 
 def _first_line(error: BaseException) -> str:

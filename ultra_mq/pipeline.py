@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import TypeAdapter
 
@@ -26,11 +26,11 @@ from ultra_mq.cost import layer_sizes
 from ultra_mq.data import Batches, Data, choose, fingerprint_split, load_data
 from ultra_mq.errors import DataError, ParityError, RunFolderError
 from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate, load_accuracy, save_accuracy
-from ultra_mq.files import atomic_path
 from ultra_mq.export import convert_to_fp16, export_onnx
+from ultra_mq.files import atomic_path
 from ultra_mq.model import PreparedModel, load_model
 from ultra_mq.plan import PrecisionPlan, check_bits, check_plan, save_plan, solve_plan, uniform_plan
-from ultra_mq.quantize import apply_plan, save_checkpoint
+from ultra_mq.quantization import apply_plan, save_checkpoint
 from ultra_mq.recipe import Recipe, Variant, save_recipe
 from ultra_mq.report import Report, VariantResult, write_report
 from ultra_mq.sensitivity import Sensitivity, measure_sensitivity
@@ -184,7 +184,7 @@ def calibrate_layers(session: Session) -> Calibration:
             _write_json(folder / "calibration.json", calibrate(session.model, batches, settings.method))
 
     folder = session.cache.folder("calibration", depends_on, make)
-    return _read_json(folder / "calibration.json", Calibration)
+    return cast(Calibration, _read_json(folder / "calibration.json", Calibration))
 
 
 def score_layers(session: Session) -> Sensitivity:
@@ -210,7 +210,7 @@ def score_layers(session: Session) -> Sensitivity:
             _write_json(folder / "sensitivity.json", scores)
 
     folder = session.cache.folder("sensitivity", depends_on, make)
-    return _read_json(folder / "sensitivity.json", Sensitivity)
+    return cast(Sensitivity, _read_json(folder / "sensitivity.json", Sensitivity))
 
 
 def plan_variant(session: Session, variant: Variant) -> PrecisionPlan:
@@ -319,9 +319,7 @@ def _evaluate_onnx(session: Session, path: Path, label: str) -> Accuracy:
     return load_accuracy(session.cache.folder("accuracy", {**_evaluation(session), "onnx": digest}, make))
 
 
-def _parity(
-    session: Session, plan: PrecisionPlan, artefacts: Path, onnx: Accuracy, reference: Accuracy
-) -> Parity:
+def _parity(session: Session, plan: PrecisionPlan, artefacts: Path, onnx: Accuracy, reference: Accuracy) -> Parity:
     recipe = session.recipe
 
     def make(entry: Path) -> None:

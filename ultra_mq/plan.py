@@ -101,7 +101,9 @@ def check_bits(bits: float, floor: float = 8.0, *, strict: bool = False) -> str 
         return None
     message = f"--bits {bits:g} is below the floor of {floor:g} bits that these formats reach"
     if strict:
-        raise BudgetError(f"{message}. Choose {floor:g} to {FLOAT_BITS:g}, or leave out --strict to go as low as it goes.")
+        raise BudgetError(
+            f"{message}. Choose {floor:g} to {FLOAT_BITS:g}, or leave out --strict to go as low as it goes."
+        )
     return f"{message}; every quantizable layer is quantized."
 
 
@@ -190,7 +192,12 @@ def make_plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         data_fingerprint=data_fingerprint,
-        formats=tuple(sorted({option for by_format in (scores or {}).values() for option in by_format} or set(choice.values()) - {FLOAT})),
+        formats=tuple(
+            sorted(
+                {option for by_format in (scores or {}).values() for option in by_format}
+                or set(choice.values()) - {FLOAT}
+            )
+        ),
         cost_model=cost_model,
         budget_bits=budget_bits,
         budget_bits_reached=_average_bits(choice, sizes),
@@ -202,7 +209,7 @@ def make_plan(
 def uniform_plan(model: PreparedModel, format_name: str) -> PrecisionPlan:
     """The plan that gives every quantizable layer the same format."""
     sizes = {layer.name: float(layer.numel) for layer in model.quantizable}
-    choice = {name: format_name for name in sizes}
+    choice = dict.fromkeys(sizes, format_name)
     return make_plan(model, choice, sizes, budget_bits=FORMATS[format_name].bits, why="user")
 
 

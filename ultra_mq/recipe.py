@@ -64,7 +64,9 @@ class BenchSettings(_Strict):
 class EngineSettings(_Strict):
     """Which TensorRT-RTX engines are built, where it is installed."""
 
-    compute_capability: str = Field("8.9", pattern=r"^\d+\.\d$", description="GPU generation to build for, such as 8.9.")
+    compute_capability: str = Field(
+        "8.9", pattern=r"^\d+\.\d$", description="GPU generation to build for, such as 8.9."
+    )
 
 
 class Variant(_Strict):
@@ -72,7 +74,9 @@ class Variant(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="Name in files and tables.")
     precision: Precision = Field("mixed", description="`fp16`, uniform `int8`, or `mixed` under the budget `bits`.")
-    bits: float | None = Field(None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16.")
+    bits: float | None = Field(
+        None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16."
+    )
 
     @model_validator(mode="after")
     def _bits_belong_to_mixed(self) -> Variant:
@@ -97,7 +101,9 @@ class Recipe(_Strict):
     name: str | None = Field(None, description="Name of the run folder.")
     exist_ok: bool = Field(False, description="Write into an existing run folder instead of making `name-2`.")
     variants: tuple[Variant, ...] = Field(
-        (Variant(name="mixed-9bit", precision="mixed", bits=9),), min_length=1, description="Models to make and compare."
+        (Variant(name="mixed-9bit", precision="mixed", bits=9),),
+        min_length=1,
+        description="Models to make and compare.",
     )
     calibration: CalibrationSettings = Field(CalibrationSettings(), description="How ranges are found.")
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="How layers are scored.")

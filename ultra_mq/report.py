@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
+from ultra_mq import plots
 from ultra_mq.backends.tensorrt_rtx import RtxEngine
 from ultra_mq.bench import Latency
 from ultra_mq.evaluate import Accuracy, Parity
@@ -21,6 +22,12 @@ from ultra_mq.formats import FLOAT
 from ultra_mq.plan import PrecisionPlan
 from ultra_mq.recipe import Recipe
 from ultra_mq.sensitivity import Sensitivity
+
+FEW_IMAGES = 1000
+"""Below this many images a point of mAP is noise."""
+
+GOOD_AGREEMENT = 0.98
+"""Agreement at which a user hardly sees a difference; below it the report says what more bits would do."""
 
 RTX_TYPES = {"int8": "Int8", FLOAT: "Half"}
 
@@ -116,7 +123,10 @@ class Report:
             "recipe": self.recipe.model_dump(mode="json"),
             "variants": variants,
             "sensitivity": asdict(self.sensitivity) if self.sensitivity else None,
-            "outlook": [dict(zip(("bits", "quantized_layers", "predicted_loss_percent"), row, strict=True)) for row in self.outlook],
+            "outlook": [
+                dict(zip(("bits", "quantized_layers", "predicted_loss_percent"), row, strict=True))
+                for row in self.outlook
+            ],
             "warnings": list(self.warnings),
             "not_built": list(self.not_built),
             "versions": self.versions,
@@ -128,39 +138,54 @@ def write_report(report: Report) -> None:
     """Write every file of the report into its run folder, each atomically."""
     from markdown_it import MarkdownIt
 
-    from ultra_mq import plots
-
     folder = report.folder
+    planned = {variant.name: variant.plan for variant in report.variants if variant.plan is not None}
+    rows = [result_row(report, variant) for variant in report.variants]
+    layers = _layer_rows(report, list(planned.values()))
     write_text(folder / "results.json", json.dumps(report.to_dict(), indent=2))
-    write_text(folder / "results.csv", _csv(RESULT_COLUMNS, [result_row(report, variant) for variant in report.variants]))
-    planned = [variant for variant in report.variants if variant.plan is not None]
-    layers = _layer_rows(report, planned)
-    write_text(folder / "sensitivity.csv", _csv(("layer", "score", *(v.name for v in planned)), layers))
-    images = []
-    if report.sensitivity:
-        chosen = next((v for v in reversed(planned) if v.plan and v.plan.layers[0].why == "searched"), planned[-1])
-        with atomic_path(folder / "sensitivity.png") as temporary:
-            plots.plot_sensitivity(report.sensitivity, chosen, temporary)
-        images.append("sensitivity.png")
-    with atomic_path(folder / "accuracy.png") as temporary:
-        plots.plot_accuracy(report, temporary)
-    images.append("accuracy.png")
+    write_text(folder / "results.csv", _csv(RESULT_COLUMNS, rows))
+    write_text(folder / "sensitivity.csv", _csv(("layer", "score", *planned), layers))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ultra_mq"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(points=points, milliseconds=milliseconds)
+    environment.filters.update(points=points)
     text = environment.get_template("report.md.j2").render(
-        report=report, rows=[result_row(report, v) for v in report.variants], columns=RESULT_COLUMNS, images=images,
-        verdicts=[verdict(report, variant) for variant in report.variants[1:]], layers=layers, planned=planned,
-    )  # fmt: skip
+        report=report,
+        columns=RESULT_COLUMNS,
+        rows=rows,
+        verdicts=[verdict(report, variant) for variant in report.variants[1:]],
+        advice=advice(report),
+        images=_draw(report, planned),
+        layers=layers,
+        planned=planned,
+    )
     write_text(folder / "report.md", text)
     body = MarkdownIt("commonmark").enable("table").render(text)
     page = environment.get_template("report.html.j2").render(title=f"ultra-mq: {report.recipe.model}", body=body)
     write_text(folder / "report.html", page)
 
 
+def _draw(report: Report, planned: dict[str, PrecisionPlan]) -> list[str]:
+    images = []
+    if report.sensitivity:
+        name = next(name for name in reversed(planned) if planned[name].layers[0].why == "searched")
+        scores = {layer: max(by_format.values()) for layer, by_format in report.sensitivity.scores.items()}
+        with atomic_path(report.folder / "sensitivity.png") as temporary:
+            plots.plot_sensitivity(scores, planned[name].quantized, name, temporary)
+        images.append("sensitivity.png")
+    variants = report.variants[1:]
+    panels = {"agreement with FP32": ([v.accuracy.agreement or 0.0 for v in variants], 1.0)}
+    if report.reference.accuracy.map50_95 is not None:
+        values = [100 * (v.accuracy.map50_95 or 0.0) for v in variants]
+        panels["mAP50-95, points"] = (values, 100 * report.reference.accuracy.map50_95)
+    with atomic_path(report.folder / "accuracy.png") as temporary:
+        plots.plot_against_bits({name: plan.bits for name, plan in planned.items()}, panels, temporary)
+    return [*images, "accuracy.png"]
+
+
 RESULT_COLUMNS = (
-    "model", "bits", "quantized layers", "mAP50-95", "change", "mAP50", "agreement", "ONNX MB", "CPU p50 ms", "speed-up",
+    "model", "bits", "quantized layers", "mAP50-95", "change", "mAP50", "agreement", "ONNX MB", "CPU p50 ms",
+    "speed-up",
 )  # fmt: skip
 
 
@@ -192,9 +217,33 @@ def verdict(report: Report, variant: VariantResult) -> str:
     if accuracy.map50_95 is None or reference.map50_95 is None:
         return f"**{variant.name}**: {agreement} (the data has no labels, so there is no mAP)."
     lost = 100 * (reference.map50_95 - accuracy.map50_95)
-    direction = f"loses {lost:.2f} points" if lost >= 0 else f"gains {-lost:.2f} points"
-    noise = " That is within what so few images resolve; trust the agreement." if accuracy.images < 1000 and abs(lost) < 1 else ""
-    return f"**{variant.name}** {direction} of mAP50-95 ({points(accuracy.map50_95)} of {points(reference.map50_95)}), {agreement}.{noise}"
+    direction = f"loses {lost:.2f}" if lost >= 0 else f"gains {-lost:.2f}"
+    figures = f"{points(accuracy.map50_95)} of {points(reference.map50_95)}"
+    noise = "."
+    if accuracy.images < FEW_IMAGES and abs(lost) < 1:
+        noise = ". That is within what so few images resolve; trust the agreement."
+    return f"**{variant.name}** {direction} points of mAP50-95 ({figures}), {agreement}{noise}"
+
+
+def advice(report: Report) -> list[str]:
+    """What to do next, from what was measured."""
+    mixed = [variant for variant in report.variants[1:] if variant.plan and variant.plan.quantized]
+    lines = [
+        f"{variant.name} is slower than FP32 on this CPU with ONNX Runtime ({variant.latency.speedup:.2f}x): "
+        f"INT8 pays where the runtime fuses Q/DQ, as TensorRT does. Do not deploy it here."
+        for variant in mixed
+        if variant.latency and variant.latency.speedup < 1
+    ]
+    if mixed and report.outlook and (best := max(mixed, key=lambda v: v.accuracy.agreement or 0.0)).plan:
+        reached = best.plan.bits
+        higher = next((row for row in report.outlook if row[0] > reached + 0.25), None)
+        if higher and (best.accuracy.agreement or 0.0) < GOOD_AGREEMENT:
+            now = min(report.outlook, key=lambda row: abs(row[0] - reached))
+            lines.append(
+                f"For boxes closer to the float model: --bits {higher[0]:g} keeps {now[1] - higher[1]} more layers in "
+                f"float and takes the predicted loss from {now[2]:.0f} to {higher[2]:.0f} % of quantizing everything."
+            )
+    return lines
 
 
 CONSOLE_COLUMNS = {
@@ -231,11 +280,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _layer_rows(report: Report, planned: list[VariantResult]) -> list[tuple[str, ...]]:
+def _layer_rows(report: Report, plans: list[PrecisionPlan]) -> list[tuple[str, ...]]:
     """Layer, INT8 score, format in each plan; the most sensitive first, kept layers last."""
     formats: dict[str, list[str]] = {}
-    for variant in planned:
-        for layer in variant.plan.layers if variant.plan else ():
+    for plan in plans:
+        for layer in plan.layers:
             formats.setdefault(layer.name, []).append(layer.format if layer.why != "kept" else f"{layer.format} (kept)")
     scores = report.sensitivity.scores if report.sensitivity else {}
     worst = {name: max(by_format.values()) for name, by_format in scores.items()}

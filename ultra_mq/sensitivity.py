@@ -25,7 +25,6 @@ from ultra_mq.model import PreparedModel
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 LossName = Literal["labels", "outputs"]
 
@@ -129,7 +128,7 @@ def _read_scores(state: dict[str, Any], layers: list[str], formats: tuple[str, .
     return scores
 
 
-def _detection_loss(module: nn.Module) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
+def _detection_loss(module: Any) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
     from ultralytics.cfg import get_cfg
 
     # The criterion reads its gains from the model's args, which a checkpoint holds as a plain dict.
@@ -137,7 +136,8 @@ def _detection_loss(module: nn.Module) -> Callable[[Any, dict[str, Any]], torch.
     module.criterion = None
 
     def loss(output: Any, batch: dict[str, Any]) -> torch.Tensor:
-        return module.loss(batch, output)[0].sum()
+        total: torch.Tensor = module.loss(batch, output)[0].sum()
+        return total
 
     return loss
 
@@ -162,6 +162,9 @@ def _output_loss(seed: int) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
         confidence = probabilities.detach().amax(1, keepdim=True)
         batch_size, _, anchors = raw["boxes"].shape
         boxes = raw["boxes"].view(batch_size, 4, -1, anchors).softmax(2)
-        return (signs(probabilities) * probabilities).sum() + (signs(boxes) * boxes * confidence.unsqueeze(1)).sum()
+        total: torch.Tensor = (signs(probabilities) * probabilities).sum() + (
+            signs(boxes) * boxes * confidence.unsqueeze(1)
+        ).sum()
+        return total
 
     return loss

@@ -9,9 +9,7 @@ from ultra_mq.backends.onnxruntime import OnnxRuntime
 from ultra_mq.backends.tensorrt_rtx import build_engine, read_layer_types
 from ultra_mq.errors import BackendError
 
-needs_rtx = pytest.mark.skipif(
-    tensorrt_rtx.why_unavailable() is not None, reason=str(tensorrt_rtx.why_unavailable())
-)
+needs_rtx = pytest.mark.skipif(tensorrt_rtx.why_unavailable() is not None, reason=str(tensorrt_rtx.why_unavailable()))
 
 
 @needs_rtx

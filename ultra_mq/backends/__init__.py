@@ -11,17 +11,19 @@ import numpy as np
 
 
 class Backend(Protocol):
-    """An open artefact on a runtime: ``onnxruntime.load(path)``, later OpenVINO and TensorRT.
+    """An open artefact on a runtime, such as ``OnnxRuntime(path)``."""
 
-    Attributes:
-        path: The file that is open.
-        format: Ultralytics' name of the file format, such as ``onnx`` or ``engine``.
-        metadata: Ultralytics metadata stored in the file.
-    """
+    @property
+    def path(self) -> Path:
+        """The file that is open."""
 
-    path: Path
-    format: str
-    metadata: Mapping[str, str]
+    @property
+    def format(self) -> str:
+        """Ultralytics' name of the file format, such as ``onnx`` or ``engine``."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Ultralytics metadata stored in the file."""
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
         """Run one batch, float32 in [0, 1], shape (B, 3, H, W)."""

@@ -55,7 +55,9 @@ def why_unavailable() -> str | None:
     return None
 
 
-def build_engine(onnx_file: Path, path: Path, metadata: Mapping[str, Any], compute_capability: str = "8.9") -> RtxEngine:
+def build_engine(
+    onnx_file: Path, path: Path, metadata: Mapping[str, Any], compute_capability: str = "8.9"
+) -> RtxEngine:
     """Build an engine from a strongly typed ONNX graph.
 
     Args:

@@ -7,7 +7,7 @@ from ultralytics import YOLO
 
 from ultra_mq.errors import PlanError
 from ultra_mq.plan import uniform_plan
-from ultra_mq.quantize import apply_plan, save_checkpoint
+from ultra_mq.quantization import apply_plan, save_checkpoint
 
 
 def enabled(module):
@@ -26,7 +26,9 @@ def test_quantizers_stand_where_the_plan_wants_them(quantized, plan, calibration
         assert float(layers[name].input_quantizer.amax) == pytest.approx(calibration.amax[name])
         weight = layers[name].weight.detach()
         assert torch.allclose(layers[name].weight_quantizer.amax.flatten(), weight.abs().amax((1, 2, 3)))
-    others = [layer for name, layer in layers.items() if hasattr(layer, "weight_quantizer") and name not in plan.quantized]
+    others = [
+        layer for name, layer in layers.items() if hasattr(layer, "weight_quantizer") and name not in plan.quantized
+    ]
     assert others
     assert not any(layer.weight_quantizer.is_enabled or layer.input_quantizer.is_enabled for layer in others)
 

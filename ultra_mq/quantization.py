@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ultra_mq.calibrate import Calibration
 from ultra_mq.console import quiet
@@ -54,7 +55,7 @@ def apply_plan(
             module = mtq.quantize(module, quantize_config(entries))
             if correction is not None:
                 correct_biases(module, model.module, plan, correction)
-    return module
+    return cast("nn.Module", module)
 
 
 def correct_biases(module: nn.Module, reference: nn.Module, plan: PrecisionPlan, batches: Batches) -> None:
@@ -76,20 +77,18 @@ def correct_biases(module: nn.Module, reference: nn.Module, plan: PrecisionPlan,
     floats = dict(reference.named_modules())
     layers = dict(module.named_modules())
     images = torch.cat([batch["img"] for batch in batches])
-    handles = []
 
-    def correct(name: str) -> object:
-        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def correct(name: str) -> Callable[..., torch.Tensor]:
+        def hook(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             dimensions = [0, *range(2, output.ndim)]
             shift = (output - floats[name](inputs[0])).mean(dimensions)
-            layer.bias -= shift  # type: ignore[operator]
-            return output - shift.view(1, -1, *[1] * (output.ndim - 2))
+            layer.bias -= shift
+            return torch.sub(output, shift.view(1, -1, *[1] * (output.ndim - 2)))
 
         return hook
 
-    for name in plan.quantized:
-        if layers[name].bias is not None:
-            handles.append(layers[name].register_forward_hook(correct(name)))  # type: ignore[arg-type]
+    corrected = [name for name in plan.quantized if layers[name].bias is not None]
+    handles = [layers[name].register_forward_hook(correct(name)) for name in corrected]
     try:
         with torch.no_grad():
             module(images)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import copy
+
+import onnx
+import pytest
+import torch
+from ultralytics import YOLO
+
+import ultra_mq
+from ultra_mq.errors import BudgetError, ModelError, RecipeError
+from ultra_mq.lint import quantized_layers
+
+SETTINGS = {"imgsz": 160, "calibration": {"images": 8, "bias_correction": 4}, "sensitivity": {"images": 8}}
+
+
+def enabled(module):
+    layers = dict(module.named_modules())
+    return {
+        name
+        for name, layer in layers.items()
+        if getattr(layer, "weight_quantizer", None) and layer.weight_quantizer.is_enabled
+    }
+
+
+@pytest.fixture(scope="module")
+def yolo(weights, shapes):
+    return ultra_mq.quantize(YOLO(weights), bits=9, data=shapes, **SETTINGS)
+
+
+def test_a_yolo_is_quantized_in_place(yolo):
+    assert isinstance(yolo, YOLO)
+    assert 20 < len(enabled(yolo.model)) < 81
+
+
+def test_a_module_gives_a_new_module(weights, shapes, yolo):
+    module = YOLO(weights).model
+    quantized = ultra_mq.quantize(module, bits=9, data=shapes, **SETTINGS)
+    assert quantized is not module
+    assert not enabled(module)
+    assert enabled(quantized) == enabled(yolo.model)
+
+
+def test_a_plan_can_be_given(weights, shapes, plan):
+    quantized = ultra_mq.quantize(YOLO(weights), data=shapes, plan=plan, **SETTINGS)
+    assert enabled(quantized.model) == set(plan.quantized)
+
+
+def test_train_save_load_export(yolo, shapes, tmp_path):
+    """One epoch of QAT through Ultralytics' own trainer keeps every quantizer, on disk and in the graph."""
+    model = copy.deepcopy(yolo)
+    ultra_mq.api._train_as_is(model)
+    layers = enabled(model.model)
+    before = model.model.model[0].conv.weight.detach().clone()
+    amax = {n: float(dict(model.model.named_modules())[n].input_quantizer.amax) for n in layers}
+    model.train(
+        data=str(shapes), imgsz=160, epochs=1, batch=4, lr0=1e-4, warmup_epochs=0, optimizer="SGD", workers=0,
+        device="cpu", plots=False, project=str(tmp_path), verbose=False,
+    )  # fmt: skip
+    assert enabled(model.model) == layers
+    after = model.model.model[0].conv.weight.detach()
+    assert not torch.equal(before, after)
+    assert (before - after).abs().max() < 0.1
+    trained = dict(model.model.named_modules())
+    assert all(float(trained[name].input_quantizer.amax) == pytest.approx(value) for name, value in amax.items())
+
+    model.save(tmp_path / "qat.pt")
+    loaded = YOLO(tmp_path / "qat.pt")
+    assert enabled(loaded.model) == layers
+    metrics = loaded.val(data=str(shapes), imgsz=160, plots=False, workers=0, verbose=False, device="cpu", batch=4)
+    assert metrics.box.map > 0.5
+
+    graph = loaded.export(format="onnx", imgsz=160, simplify=False)
+    assert quantized_layers(onnx.load(graph)) == layers
+
+
+def test_callback_quantizes_after_training(weights, shapes, tmp_path):
+    model = YOLO(weights)
+    settings = {key: value for key, value in SETTINGS.items() if key != "imgsz"}
+    model.add_callback("on_train_end", ultra_mq.callback(bits=9, **settings, bench={"rounds": 0}))
+    model.train(
+        data=str(shapes), imgsz=160, epochs=1, batch=4, lr0=1e-5, warmup_epochs=0, optimizer="SGD", workers=0,
+        device="cpu", plots=False, project=str(tmp_path), name="t", verbose=False,
+    )  # fmt: skip
+    folder = tmp_path / "t" / "ultra-mq"
+    assert (folder / "report.md").exists()
+    assert (folder / "best-mixed-9bit.onnx").exists()
+
+
+def test_autoquant_as_a_function(weights, shapes, tmp_path):
+    report = ultra_mq.autoquant(weights, bits=9, data=shapes, project=str(tmp_path), bench={"rounds": 0}, **SETTINGS)
+    assert report.folder == tmp_path / "autoquant"
+    assert report.variants[1].name == "mixed-9bit"
+
+
+def test_faults_leave_the_model_alone(weights, shapes):
+    model = YOLO(weights)
+    network = model.model
+    for error, arguments in (
+        (BudgetError, {"bits": 17}),
+        (RecipeError, {"imgs": 3}),
+        (ultra_mq.UltraMQError, {"imgsz": 100}),
+    ):
+        with pytest.raises(error):
+            ultra_mq.quantize(model, data=shapes, **arguments)
+    assert model.model is network
+    with pytest.raises(BudgetError):
+        ultra_mq.callback(bits=0)
+
+
+def test_quantizing_twice_is_refused(yolo, shapes):
+    with pytest.raises(ModelError, match="quantized already"):
+        ultra_mq.quantize(yolo, data=shapes)
+
+
+def test_exported_names_exist():
+    assert all(getattr(ultra_mq, name) is not None for name in ultra_mq.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        ultra_mq.quantise  # noqa: B018
+
+
+def test_import_does_not_bring_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, ultra_mq, ultra_mq.cli; print('torch' in sys.modules, 'ultralytics' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
