@@ -393,7 +393,7 @@ def _inputs(session: Session, batches: Batches) -> dict[str, Any]:
         "images": batches.fingerprint,
         "imgsz": session.recipe.imgsz,
         "batch": session.recipe.batch,
-        "device": "cpu" if session.recipe.device == "cpu" else "cuda",
+        "device": torch_device(session.recipe.device).partition(":")[0],
     }
 
 
@@ -421,5 +421,9 @@ def _read_json(path: Path, kind: type[Any]) -> Any:
 
 
 def torch_device(device: str) -> str:
-    """Torch's name of an Ultralytics device: ``0`` is ``cuda:0``."""
+    """Torch's name of a recipe's device: ``0`` is ``cuda:0``, ``auto`` the first GPU where there is one."""
+    if device == "auto":
+        import torch
+
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
     return f"cuda:{device}" if device.isdigit() else device

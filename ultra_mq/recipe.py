@@ -92,7 +92,11 @@ class Recipe(_Strict):
     data: str = Field("coco128.yaml", description="Ultralytics data YAML; calibrates on train, evaluates on val.")
     imgsz: int = Field(640, ge=32, description="Image size in pixels, a multiple of the model's stride.")
     batch: int = Field(4, ge=1, description="Images a batch for calibration, scoring and torch evaluation.")
-    device: str = Field("cpu", coerce_numbers_to_str=True, description="Torch device: `cpu`, `0`, `cuda:1`.")
+    device: str = Field(
+        "auto",
+        coerce_numbers_to_str=True,
+        description="Torch device: `cpu`, `0`, `cuda:1`; `auto` takes the first GPU where there is one.",
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="Share of both splits to use, as in Ultralytics.")
     seed: int = Field(0, description="Seed of the choice of images and of random projections.")
     cost_model: CostModel = Field("weights", description="What `bits` averages over: `weights` or `macs`.")

@@ -25,6 +25,7 @@ from ultra_mq.model import PreparedModel
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 LossName = Literal["labels", "outputs"]
 
@@ -74,17 +75,16 @@ def measure_sensitivity(
     module = copy.deepcopy(model.module)
     loss_function = _detection_loss(module) if loss == "labels" else _output_loss(seed)
     kept = [layer.name for layer in model.kept]
-    spaces = [
-        {
-            "module_name_patterns": [layer.name],
-            "quantization_formats": [
-                quantize_config(FORMATS[name].quantizer_config(amax=calibration.amax[layer.name])) for name in formats
-            ],
-        }
-        for layer in model.quantizable
-    ]
+    quantizable = {layer.name for layer in model.quantizable}
+    ranges = {name: amax for name, amax in calibration.amax.items() if name in quantizable}
     with progress("Scoring sensitivity", len(scoring)) as advance, quiet():
         import modelopt.torch.quantization as mtq
+
+        def forward_step(network: nn.Module, batch: dict[str, Any]) -> Any:
+            # Emptied after the first batch: the quantizers exist only once ModelOpt has converted the network.
+            while ranges:
+                _set_range(network, *ranges.popitem())
+            return network(batch["img"])
 
         def loss_func(output: Any, batch: dict[str, Any]) -> torch.Tensor:
             advance(1)
@@ -94,12 +94,11 @@ def measure_sensitivity(
             module,
             constraints={"effective_bits": 16.0, "cost": {"excluded_module_name_patterns": kept}},
             quantization_formats=[quantize_config(FORMATS[name].quantizer_config()) for name in formats],
-            module_search_spaces=spaces,
             data_loader=scoring,
-            forward_step=lambda network, batch: network(batch["img"]),
+            forward_step=forward_step,
             loss_func=loss_func,
             disabled_layers=kept,
-            # The input ranges are given with the formats, so nothing is left to calibrate on images.
+            # The input ranges are known, so ModelOpt calibrates the weights alone.
             num_calib_steps=0,
             num_score_steps=len(scoring),
             method="gradient",
@@ -114,15 +113,31 @@ def measure_sensitivity(
     return Sensitivity(loss=loss, images=len(scoring.indices), scores=scores)
 
 
+def _set_range(network: nn.Module, name: str, amax: float) -> None:
+    """Give the quantizers of every candidate format the known range of a layer's input.
+
+    ModelOpt keeps a set of quantizers for each candidate and puts the set of the active one into the layer.
+    """
+    import torch
+
+    layer: Any = network.get_submodule(name)
+    candidates = layer.get_hparam("quant_recipe")
+    before = candidates.active
+    for candidate in candidates.choices:
+        candidates.active = candidate
+        if layer.input_quantizer.is_enabled:
+            layer.input_quantizer.amax = torch.tensor(amax, device=layer.weight.device)
+    candidates.active = before
+
+
 def _read_scores(state: dict[str, Any], layers: list[str], formats: tuple[str, ...]) -> dict[str, dict[str, float]]:
     by_layer = {stats["module_names"][0]: stats for stats in state["candidate_stats"].values()}
     scores = {}
-    for space, layer in enumerate(layers):
-        stats = by_layer[layer]
-        by_recipe = dict(zip(map(str, stats["formats"]), stats["scores"], strict=True))
-        # ModelOpt names unnamed recipes by position: "CUSTOM_MODULE_<space>_<format>(effective-bits: 8.0)".
+    for layer in layers:
+        by_recipe = dict(zip(map(str, by_layer[layer]["formats"]), by_layer[layer]["scores"], strict=True))
+        # ModelOpt names unnamed recipes by position: "CUSTOM_<format>(effective-bits: 8.0)".
         scores[layer] = {
-            name: float(next(v for k, v in by_recipe.items() if k.startswith(f"CUSTOM_MODULE_{space}_{index}(")))
+            name: float(next(score for recipe, score in by_recipe.items() if recipe.startswith(f"CUSTOM_{index}(")))
             for index, name in enumerate(formats)
         }
     return scores

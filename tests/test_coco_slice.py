@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The main job on the real model and real images: bounds that a release must hold."""
+
+import onnx
+import pytest
+from ultralytics import YOLO
+
+import ultra_mq
+from ultra_mq.lint import quantized_layers
+from ultra_mq.pipeline import run_recipe
+from ultra_mq.recipe import make_recipe
+
+pytestmark = [pytest.mark.coco, pytest.mark.slow]
+
+BITS = (7.5, 9, 10)
+LEAST_AGREEMENT = {7.5: 0.92, 9: 0.95, 10: 0.98}
+
+
+@pytest.fixture(scope="module")
+def document(coco_weights, coco_slice, tmp_path_factory):
+    variants = [{"name": f"bits-{bits:g}", "bits": bits} for bits in BITS]
+    project = str(tmp_path_factory.mktemp("runs"))
+    return {"model": str(coco_weights), "data": str(coco_slice), "project": project, "variants": variants}
+
+
+@pytest.fixture(scope="module")
+def report(document):
+    return run_recipe(make_recipe({**document, "bench": {"rounds": 1, "runs": 3}}))
+
+
+def test_the_float_model_scores_as_it_should(report):
+    accuracy = report.reference.accuracy
+    assert accuracy.images == 114
+    assert accuracy.map50_95 == pytest.approx(0.433, abs=0.003)
+    assert accuracy.coco.ap == pytest.approx(0.4375, abs=0.003)
+
+
+def test_bits_are_reached(report):
+    assert [variant.plan.bits for variant in report.variants[1:]] == pytest.approx([8, 9, 10], abs=0.02)
+    assert any("floor of 8" in warning for warning in report.warnings)
+
+
+def test_int8_loses_less_than_0_8_points(report):
+    assert report.variants[1].accuracy.map50_95 > report.reference.accuracy.map50_95 - 0.008
+
+
+def test_agreement(report):
+    found = [variant.accuracy.agreement for variant in report.variants[1:]]
+    assert all(value >= LEAST_AGREEMENT[bits] for value, bits in zip(found, BITS, strict=True))
+    assert found == sorted(found)
+
+
+def test_torch_and_onnx_agree(report):
+    assert all(variant.parity.holds for variant in report.variants[1:])
+
+
+def test_engines_run_what_was_planned(report):
+    for variant in report.variants[1:]:
+        assert variant.engine is not None, "TensorRT-RTX must be installed where these tests run"
+        assert variant.engine.compute_capability == "8.9"
+        assert variant.engine_mismatches == []
+
+
+def test_a_second_run_comes_from_the_cache(report, document):
+    again = run_recipe(make_recipe({**document, "bench": {"rounds": 0}}))
+    assert not {"Calibrate", "Score", "Quantize and export", "Evaluate", "Parity"} & set(again.seconds)
+    assert [v.accuracy.agreement for v in again.variants] == [v.accuracy.agreement for v in report.variants]
+
+
+def test_qat_keeps_the_quantizers(coco_weights, coco_slice, tmp_path):
+    model = ultra_mq.quantize(YOLO(coco_weights), bits=9, data=coco_slice, imgsz=320)
+
+    def enabled(network):
+        layers = network.named_modules()
+        return {n for n, m in layers if getattr(m, "weight_quantizer", None) and m.weight_quantizer.is_enabled}
+
+    before = enabled(model.model)
+    model.train(
+        data=str(coco_slice), imgsz=320, epochs=1, batch=16, lr0=1e-4, optimizer="SGD", warmup_epochs=0, device="cpu",
+        workers=0, plots=False, project=str(tmp_path), verbose=False,
+    )  # fmt: skip
+    model.save(tmp_path / "qat.pt")
+    loaded = YOLO(tmp_path / "qat.pt")
+    assert before
+    assert enabled(model.model) == enabled(loaded.model) == before
+    metrics = loaded.val(data=str(coco_slice), imgsz=320, batch=8, plots=False, workers=0, verbose=False, device="cpu")
+    assert metrics.box.map > 0.28
+    assert quantized_layers(onnx.load(loaded.export(format="onnx", imgsz=320, simplify=False))) == before
