@@ -22,8 +22,8 @@ from ultra_mq.console import quiet
 from ultra_mq.evaluate import compare, evaluate
 from ultra_mq.export import export_onnx
 from ultra_mq.files import write_text
-from ultra_mq.pipeline import open_session, quantize_model
 from ultra_mq.plan import uniform_plan
+from ultra_mq.session import open_session, quantize_model
 
 EXCLUDED = [r".*\.2/Conv$", r".*/dfl/.*"]
 
@@ -52,7 +52,7 @@ def main() -> None:
     lines = [
         "# Uniform INT8 against ModelOpt's ONNX quantization",
         "",
-        f"{reference.images} evaluation images, the same {len(pixels)} calibration images for all, ONNX Runtime on CPU.",
+        f"{reference.images} evaluation images, the same {len(pixels)} calibration images, ONNX Runtime on CPU.",
         "Both peers leave the head's output convolutions and DFL in float, as Ultralytics' export does.",
         "",
         "| model | mAP50-95 | agreement with FP32 |",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ultra_mq import pipeline
+from ultra_mq import pipeline, session
 from ultra_mq.cache import Cache
 from ultra_mq.errors import DataError, ParityError, PlanError, RunFolderError
 from ultra_mq.pipeline import run_recipe
@@ -86,8 +86,8 @@ def test_the_report_reads_well(report):
 
 
 def test_the_resolved_recipe_reproduces_the_run(report, monkeypatch):
-    monkeypatch.setattr(pipeline, "measure_sensitivity", lambda *a, **k: pytest.fail("scores come from the cache"))
-    monkeypatch.setattr(pipeline, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
+    monkeypatch.setattr(session, "measure_sensitivity", lambda *a, **k: pytest.fail("scores come from the cache"))
+    monkeypatch.setattr(session, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
     again = run_recipe(load_recipe(report.folder / "recipe.yaml"))
     assert again.folder != report.folder
     for one, two in zip(report.variants, again.variants, strict=True):
@@ -168,11 +168,11 @@ def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "convert_to_fp16", interrupt)
+        patch.setattr(session, "convert_to_fp16", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, cache)
     assert (tmp_path / "cache" / "calibration").exists()
-    monkeypatch.setattr(pipeline, "calibrate", lambda *a, **k: pytest.fail("calibration comes from the cache"))
+    monkeypatch.setattr(session, "calibrate", lambda *a, **k: pytest.fail("calibration comes from the cache"))
     assert run_recipe(recipe, cache).variants[1].accuracy.agreement > 0.5
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultra_mq.cache import Cache
 from ultra_mq.model import prepare_model
-from ultra_mq.pipeline import open_session, plan_variant, quantize_model, run_recipe, torch_device
+from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import PrecisionPlan, check_plan
 from ultra_mq.recipe import Recipe, make_recipe
 from ultra_mq.report import Report
+from ultra_mq.session import open_session, plan_variant, quantize_model, torch_device
 
 if TYPE_CHECKING:
     from torch import nn

@@ -98,8 +98,8 @@ def run(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 def plan(weights: str, overrides: tuple[str, ...], bits: float, cost: str, output: Path, as_json: bool) -> None:
     """Write the plan for a budget of bits, without quantizing anything; edit it and apply it."""
     from ultra_mq.api import autoquant_recipe
-    from ultra_mq.pipeline import open_session, plan_variant
     from ultra_mq.plan import save_plan
+    from ultra_mq.session import open_session, plan_variant
 
     recipe = autoquant_recipe(weights, bits, {"cost_model": cost}, list(overrides))
     found = plan_variant(open_session(recipe), recipe.variants[0])

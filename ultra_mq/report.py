@@ -168,7 +168,10 @@ def write_report(report: Report) -> None:
 def _draw(report: Report, planned: dict[str, PrecisionPlan]) -> list[str]:
     images = []
     if report.sensitivity:
-        name = next(name for name in reversed(planned) if planned[name].layers[0].why == "searched")
+        # A plan that mixes says more in colours than one that quantizes all or nothing.
+        searched = [name for name in planned if planned[name].layers[0].why == "searched"]
+        mixed = [name for name in searched if 0 < len(planned[name].quantized) < len(report.sensitivity.scores)]
+        name = (mixed or searched)[0]
         scores = {layer: max(by_format.values()) for layer, by_format in report.sensitivity.scores.items()}
         with atomic_path(report.folder / "sensitivity.png") as temporary:
             plots.plot_sensitivity(scores, planned[name].quantized, name, temporary)
@@ -246,16 +249,8 @@ def advice(report: Report) -> list[str]:
     return lines
 
 
-CONSOLE_COLUMNS = {
-    "model": "model",
-    "bits": "bits",
-    "quantized layers": "INT8",
-    "mAP50-95": "mAP50-95",
-    "change": "change",
-    "agreement": "agree",
-    "CPU p50 ms": "CPU ms",
-    "speed-up": "ratio",
-}
+CONSOLE_COLUMNS = {"model": "model", "bits": "bits", "quantized layers": "INT8", "mAP50-95": "mAP50-95",
+                   "change": "change", "agreement": "agree", "CPU p50 ms": "CPU ms", "speed-up": "ratio"}  # fmt: skip
 """Columns that fit a terminal of 80 characters, with their short titles."""
 
 

@@ -69,9 +69,6 @@ def measure_sensitivity(
     Raises:
         ModelError: All scores are zero or not finite, so no plan could be made from them.
     """
-    import torch
-
-    torch.manual_seed(seed)
     module = copy.deepcopy(model.module)
     loss_function = _detection_loss(module) if loss == "labels" else _output_loss(seed)
     kept = [layer.name for layer in model.kept]
