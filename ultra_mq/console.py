@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ console = Console(stderr=True, highlight=False)
 
 def warn(message: str) -> None:
     """Print one warning line."""
-    console.print(f"[yellow]Warning:[/] {message}", soft_wrap=True)
+    console.print("[yellow]Warning:[/]", escape(message), soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
@@ -77,7 +78,8 @@ def quiet() -> Iterator[list[str]]:
     for handler in muted:
         handler.setLevel(logging.CRITICAL)
     logger.addHandler(collector)
-    logging.disable(logging.INFO)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.INFO))
     names = [name for name in logging.root.manager.loggerDict if name.startswith(_NOISY)]
     noisy = {name: logging.getLogger(name).level for name in names}
     for name in noisy:
@@ -96,4 +98,4 @@ def quiet() -> Iterator[list[str]]:
             handler.setLevel(level)
         for name, level in noisy.items():
             logging.getLogger(name).setLevel(level)
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)

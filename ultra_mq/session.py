@@ -57,10 +57,10 @@ class Session:
         warn(message)
         self.warnings.append(message)
 
-    def calibration_batches(self, images: int, batch: int | None = None) -> Batches:
-        """The first choice of ``images`` calibration images."""
+    def calibration_batches(self, images: int) -> Batches:
+        """The recipe's choice of ``images`` calibration images."""
         chosen = choose(self.data.calibration, images, self.recipe.seed)
-        return Batches(self.data.calibration, chosen, batch or self.recipe.batch, torch_device(self.recipe.device))
+        return Batches(self.data.calibration, chosen, self.recipe.batch, torch_device(self.recipe.device))
 
 
 def open_session(recipe: Recipe, cache: Cache | None = None, model: PreparedModel | None = None) -> Session:
