@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("ULTRA_MQ_SHARED", ROOT.parent / "shared"))
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+# Ultralytics writes its settings to disk whenever they change; the user's own are not ours to touch.
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultra-mq-settings-")
 sys.path.insert(0, str(ROOT / "demo"))
 
 IMGSZ = 160
