@@ -30,7 +30,7 @@ def validate(adapter: TypeAdapter[T], document: Any, where: str, error_class: ty
     except ValidationError as error:
         known = _keys(adapter.json_schema())
         faults = "; ".join(_describe(fault, known) for fault in error.errors()[:8])
-        raise error_class(f"{where[0].upper()}{where[1:]} is not valid: {faults}.") from error
+        raise error_class(f"Fault in {where}: {faults}.") from error
 
 
 def _describe(fault: Any, known: set[str]) -> str:
