@@ -107,17 +107,18 @@ def qdq_fp16(qdq, batches, tmp_path_factory):
     return convert_to_fp16(qdq.path, tmp_path_factory.mktemp("onnx") / "fp16.onnx", image)
 
 
+def shared_file(relative):
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"needs {path}; set ULTRA_MQ_SHARED to the folder that has {relative}")
+    return path
+
+
 @pytest.fixture(scope="session")
 def coco_weights():
-    path = SHARED / "weights" / "yolo11n.pt"
-    if not path.exists():
-        pytest.skip(f"needs the YOLO11n weights at {path}; set ULTRA_MQ_SHARED")
-    return path
+    return shared_file("weights/yolo11n.pt")
 
 
 @pytest.fixture(scope="session")
 def coco_slice():
-    path = SHARED / "coco-slice" / "coco-slice.yaml"
-    if not path.exists():
-        pytest.skip(f"needs the COCO slice at {path}; set ULTRA_MQ_SHARED")
-    return path
+    return shared_file("coco-slice/coco-slice.yaml")

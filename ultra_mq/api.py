@@ -61,7 +61,7 @@ def quantize(
         plan = plan_variant(session, recipe.variants[0])
     check_plan(plan, prepared)
     module = quantize_model(session, plan)
-    if getattr(model, "model", None) is None or not hasattr(model, "add_callback"):
+    if not hasattr(model, "add_callback"):
         return module  # type: ignore[return-value]
     model.model = module
     model.predictor = None  # type: ignore[assignment]

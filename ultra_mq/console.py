@@ -73,7 +73,7 @@ def quiet() -> Iterator[list[str]]:
     """
     logger = logging.getLogger("ultralytics")
     collector = _Collector()
-    muted = [handler for handler in logger.handlers if handler is not collector]
+    muted = list(logger.handlers)
     levels = [handler.level for handler in muted]
     for handler in muted:
         handler.setLevel(logging.CRITICAL)

@@ -215,7 +215,8 @@ def uniform_plan(model: PreparedModel, format_name: str) -> PrecisionPlan:
 
 def save_plan(plan: PrecisionPlan, path: Path) -> None:
     """Write a plan as YAML, atomically."""
-    document = asdict(plan) | {"formats": list(plan.formats), "layers": [asdict(layer) for layer in plan.layers]}
+    document = asdict(plan)
+    document |= {key: list(document[key]) for key in ("formats", "layers")}  # YAML has no tuples
     header = "# Precision plan of ultra-mq. Edit a layer's format and apply it again with: ultra-mq apply plan.yaml\n"
     write_text(path, header + yaml.safe_dump(document, sort_keys=False, width=120))
 

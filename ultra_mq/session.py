@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
@@ -43,6 +44,16 @@ class Session:
     cache: Cache
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @functools.cached_property
+    def evaluation_key(self) -> dict[str, Any]:
+        """What every evaluation depends on beside the model; all images are read for it, so it is made once."""
+        return {
+            "images": fingerprint_split(self.data.evaluation),
+            "names": {str(key): value for key, value in self.data.names.items()},
+            "annotations": self.data.annotations.read_text() if self.data.annotations else None,
+            "imgsz": self.recipe.imgsz,
+        }
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -140,11 +151,8 @@ def score_layers(session: Session) -> Sensitivity:
 
 def plan_variant(session: Session, variant: Variant) -> PrecisionPlan:
     """The plan of a variant: uniform, or solved from the scores."""
-    if variant.precision == "int8":
-        return uniform_plan(session.model, "int8")
-    if variant.precision == "fp16":
-        return uniform_plan(session.model, "fp16")
-    assert variant.bits is not None
+    if variant.bits is None:
+        return uniform_plan(session.model, variant.precision)
     sensitivity = score_layers(session)
     sizes = layer_sizes(session.model, session.recipe.cost_model, session.recipe.imgsz)
     images = session.calibration_batches(session.recipe.sensitivity.images)
@@ -198,7 +206,7 @@ def evaluate_onnx(session: Session, path: Path, label: str) -> Accuracy:
             save_accuracy(evaluate(OnnxRuntime(path), session.data, label=label), entry)
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return load_accuracy(session.cache.folder("accuracy", {**_evaluation(session), "onnx": digest}, make))
+    return load_accuracy(session.cache.folder("accuracy", {**session.evaluation_key, "onnx": digest}, make))
 
 
 def measure_parity(
@@ -214,7 +222,7 @@ def measure_parity(
             accuracy = evaluate(module, session.data, label="Evaluating torch", device=device, batch=recipe.batch)
             save_accuracy(accuracy, entry)
 
-    entry = session.cache.folder("accuracy", {**_evaluation(session), "torch": artefacts.name}, make)
+    entry = session.cache.folder("accuracy", {**session.evaluation_key, "torch": artefacts.name}, make)
     torch_accuracy = compare(load_accuracy(entry), reference.detections)
     return check_parity(torch_accuracy, onnx, recipe.evaluation.max_parity_gap)
 
@@ -232,15 +240,6 @@ def _inputs(session: Session, batches: Batches) -> dict[str, Any]:
         "imgsz": session.recipe.imgsz,
         "batch": session.recipe.batch,
         "device": torch_device(session.recipe.device).partition(":")[0],
-    }
-
-
-def _evaluation(session: Session) -> dict[str, Any]:
-    return {
-        "images": fingerprint_split(session.data.evaluation),
-        "names": {str(key): value for key, value in session.data.names.items()},
-        "annotations": session.data.annotations.read_text() if session.data.annotations else None,
-        "imgsz": session.recipe.imgsz,
     }
 
 
