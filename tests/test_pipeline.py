@@ -9,6 +9,8 @@ import yaml
 from ultra_mq import pipeline, session
 from ultra_mq.cache import Cache
 from ultra_mq.errors import DataError, ParityError, PlanError, RunFolderError
+from ultra_mq.export import Graph
+from ultra_mq.lint import Fault
 from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import load_plan
 from ultra_mq.recipe import load_recipe, make_recipe
@@ -154,6 +156,14 @@ def test_parity_failure_is_loud_and_leaves_a_report(settings, tmp_path):
     with pytest.raises(ParityError, match="not the same model in torch and in ONNX"):
         run_recipe(recipe)
     assert "| NO |" in (tmp_path / "autoquant" / "report.md").read_text()
+
+
+def test_faults_of_the_graph_are_reported(report, settings, tmp_path, monkeypatch):
+    fault = Fault("cast-after-dq", "/model.0/conv/Conv", "a Cast stands in the way")
+    monkeypatch.setattr(pipeline, "check_graph", lambda path: Graph(path, 1, (fault,)))
+    recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[1]], "bench": {"rounds": 0}})
+    assert run_recipe(recipe).warnings == ("int8: a Cast stands in the way.",)
+    assert "- Warning: int8: a Cast stands in the way." in (tmp_path / "autoquant" / "report.md").read_text()
 
 
 def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from ultra_mq.cache import Cache, versions
 from ultra_mq.cost import layer_sizes
 from ultra_mq.errors import ParityError, RunFolderError
 from ultra_mq.evaluate import Accuracy, compare
-from ultra_mq.export import export_onnx
+from ultra_mq.export import check_graph, export_onnx
 from ultra_mq.files import atomic_path
 from ultra_mq.plan import PrecisionPlan, check_plan, save_plan, solve_plan
 from ultra_mq.recipe import Recipe, Variant, save_recipe
@@ -127,6 +127,8 @@ def _variant(
     save_plan(plan, folder / "plan.yaml")
     entry = make_artefacts(session, plan)
     fp16 = _publish(entry / "fp16.onnx", folder / f"{session.model.stem}-{variant.name}-fp16.onnx")
+    for fault in check_graph(fp16).faults:
+        session.warn(f"{variant.name}: {fault.message}.")
     onnx, parity = fp16, None
     if plan.quantized:
         onnx = _publish(entry / "qdq.onnx", folder / f"{session.model.stem}-{variant.name}.onnx")
