@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+OPSET = 17
+"""Newest opset that TensorRT 8.6 documents; later versions and the other runtimes read it too."""
+
 DECODE_OPS = "Sub|Add|Div|Mul|Concat|Split|Slice|Reshape|Transpose|Softmax"
 
 
@@ -61,7 +64,7 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
         module = copy.deepcopy(module).cpu()
         # The exporter names its output after the checkpoint.
         module.pt_path = str(Path(folder) / "model.pt")  # type: ignore[assignment]
-        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "simplify": False, "device": "cpu"}
+        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "opset": OPSET, "simplify": False, "device": "cpu"}
         try:
             written = Exporter(overrides=overrides)(model=module)
         except Exception as error:

@@ -23,7 +23,7 @@ from ultra_mq.cost import layer_sizes
 from ultra_mq.data import Batches, Data, choose, fingerprint_split, load_data
 from ultra_mq.errors import DataError
 from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate, load_accuracy, save_accuracy
-from ultra_mq.export import convert_to_fp16, export_onnx
+from ultra_mq.export import OPSET, convert_to_fp16, export_onnx
 from ultra_mq.model import PreparedModel, load_model
 from ultra_mq.plan import PrecisionPlan, check_bits, solve_plan, uniform_plan
 from ultra_mq.quantization import apply_plan, save_checkpoint
@@ -230,7 +230,7 @@ def measure_parity(
 def graph_key(session: Session) -> dict[str, Any]:
     """What every exported graph depends on; class names stand in its metadata."""
     names = {str(index): name for index, name in session.model.names.items()}
-    return {"model": session.model.fingerprint, "names": names, "imgsz": session.recipe.imgsz}
+    return {"model": session.model.fingerprint, "names": names, "imgsz": session.recipe.imgsz, "opset": OPSET}
 
 
 def _inputs(session: Session, batches: Batches) -> dict[str, Any]:
