@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ultra_mq.pipeline import run_recipe
     from ultra_mq.plan import PrecisionPlan, load_plan, save_plan
     from ultra_mq.recipe import Recipe, load_recipe
-    from ultra_mq.report import Report
+    from ultra_mq.results import Report
 
 __version__ = version("ultra-mq")
 
@@ -35,7 +35,7 @@ __all__ = [
 _HOMES = {
     "PrecisionPlan": "plan",
     "Recipe": "recipe",
-    "Report": "report",
+    "Report": "results",
     "UltraMQError": "errors",
     "autoquant": "api",
     "callback": "api",

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultra_mq.cache import Cache
-from ultra_mq.model import prepare_model
+from ultra_mq.data import Batches, choose, load_data
+from ultra_mq.export import Graph, export_onnx, load_graph
+from ultra_mq.model import load_model, prepare_model
 from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import PrecisionPlan, check_plan
+from ultra_mq.ptq import PtqSettings, load_calibration, ptq, save_calibration
 from ultra_mq.recipe import Recipe, make_recipe
-from ultra_mq.report import Report
+from ultra_mq.results import Report
 from ultra_mq.session import open_session, plan_variant, quantize_model, torch_device
 
 if TYPE_CHECKING:
@@ -94,6 +97,53 @@ def autoquant_recipe(
     name = f"mixed-{bits:g}bit" if bits > 8 else "int8"
     document = {**settings, "model": str(weights), "variants": [{"name": name, "bits": bits}]}
     return make_recipe(document, overrides)
+
+
+def compare_recipe(
+    weights: str | Path, bits: Sequence[float], settings: dict[str, Any], overrides: list[str] | None = None
+) -> Recipe:
+    """The recipe of FP16, uniform INT8, ModelOpt's ONNX INT8, and mixed precision at each of ``bits``."""
+    variants: list[dict[str, Any]] = [
+        {"name": "fp16", "precision": "fp16"},
+        {"name": "int8", "precision": "int8"},
+        {"name": "onnx-ptq", "precision": "ptq"},
+        *({"name": f"mixed-{budget:g}bit", "bits": budget} for budget in bits),
+    ]
+    document = {"name": "compare", **settings, "model": str(weights), "variants": variants}
+    return make_recipe(document, overrides)
+
+
+def ptq_file(recipe: Recipe, settings: PtqSettings, calibration: Path | None, output: Path | None) -> Graph:
+    """Quantize the recipe's model, a checkpoint or an FP32 ONNX file, into a file named after the settings.
+
+    The calibration tensor is written beside the result and used again by the next call with the same images.
+
+    Args:
+        recipe: Model, data, image size, seed, and the number of calibration images.
+        settings: How to quantize.
+        calibration: ``.npy`` tensor to use in place of the recipe's images.
+        output: File to write; ``<model>-<settings>.onnx`` in the current folder by default.
+
+    Raises:
+        UltraMQError: The input cannot be used, or ModelOpt refused.
+    """
+    model = Path(recipe.model)
+    path = output or Path(f"{model.stem}-{settings.tag}.onnx")
+    imgsz = recipe.imgsz
+    if model.suffix == ".onnx":
+        size = load_graph(model).graph.input[0].type.tensor_type.shape.dim[2].dim_value
+        imgsz = size or imgsz
+        fp32 = model
+    else:
+        fp32 = path.with_name(f"{model.stem}-fp32.onnx")
+        export_onnx(load_model(recipe.model).module, fp32, imgsz)
+    if calibration is not None:
+        return ptq(fp32, path, load_calibration(calibration, imgsz), settings)
+    split = load_data(recipe.data, imgsz, stride=32, fraction=recipe.fraction).calibration
+    batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
+    tensor = path.with_name(f"calibration-{imgsz}-{batches.fingerprint[:8]}.npy")
+    pixels = load_calibration(tensor, imgsz) if tensor.exists() else save_calibration(batches, tensor)
+    return ptq(fp32, path, pixels, settings)
 
 
 def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:

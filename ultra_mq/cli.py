@@ -3,52 +3,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ultra_mq import __version__
+from ultra_mq import __version__, cli_files, cli_onnx
+from ultra_mq.cli_options import OVERRIDES_HELP, command_options
 from ultra_mq.console import console
-from ultra_mq.errors import UltraMQError
-from ultra_mq.files import UNWRITABLE
 
 if TYPE_CHECKING:
-    from ultra_mq.report import Report
-
-OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
-
-
-def command_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command, and the one place where errors become messages and exit codes."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-    @functools.wraps(function)
-    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except KeyboardInterrupt:
-            console.print("Interrupted. Finished stages are in the cache; the same command goes on from there.")
-            sys.exit(130)
-        except click.ClickException:
-            raise
-        except Exception as error:
-            expected = isinstance(error, UltraMQError) or getattr(error, "errno", None) in UNWRITABLE
-            if debug:
-                traceback.print_exc()
-            console.print("[red]Error:[/]" if expected else f"[red]Unexpected {type(error).__name__}:[/]", end=" ")
-            console.print(str(error), markup=False, soft_wrap=True)
-            if not expected:
-                console.print("This is a fault of ultra-mq; run again with --debug and report it.")
-            sys.exit(2 if expected else 1)
-
-    return wrapped
+    from ultra_mq.results import Report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,6 +96,29 @@ def apply(plan_file: Path, weights: str, overrides: tuple[str, ...], as_json: bo
     _print_report(run_recipe(recipe, plan=loaded), as_json)
 
 
+@main.command(epilog=OVERRIDES_HELP)
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--bits", type=float, multiple=True, default=(9.0, 10.0), show_default=True, help="Budgets; repeatable.")
+@click.option("--trt-python", metavar="PYTHON", help="Interpreter that has TensorRT.")
+@click.option("--target", type=click.Choice(["auto", "tensorrt", "rtx", "none"]), default="auto", show_default=True)
+@command_options
+def compare(
+    weights: str,
+    overrides: tuple[str, ...],
+    bits: tuple[float, ...],
+    trt_python: str | None,
+    target: str,
+    as_json: bool,
+) -> None:
+    """FP16, uniform INT8, ModelOpt's ONNX INT8 and mixed precision of WEIGHTS, proven and timed side by side."""
+    from ultra_mq.api import compare_recipe
+    from ultra_mq.pipeline import run_recipe
+
+    engine = {"target": target, "trt_python": trt_python}
+    _print_report(run_recipe(compare_recipe(weights, bits, {"engine": engine}, list(overrides))), as_json)
+
+
 @main.command()
 @command_options
 def doctor(as_json: bool) -> None:
@@ -149,7 +139,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _print_report(report: Report, as_json: bool) -> None:
-    from ultra_mq.report import console_table
+    from ultra_mq.tables import console_table
 
     if as_json:
         click.echo(json.dumps({"folder": str(report.folder), **report.to_dict()}, indent=2))
@@ -159,3 +149,7 @@ def _print_report(report: Report, as_json: bool) -> None:
     for line in report.not_built:
         console.print(f"Not built: {line}", markup=False, soft_wrap=True)
     console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
+
+
+for _command in (*cli_files.COMMANDS, *cli_onnx.COMMANDS):
+    main.add_command(_command)

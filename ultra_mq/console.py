@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 
@@ -53,6 +61,19 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+@contextlib.contextmanager
+def building(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show that an engine is being built, and hand out the function that receives the builder's progress."""
+    columns = (SpinnerColumn(), TextColumn("Building {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task(name, total=None)
+
+        def advance(phase: str, step: int, steps: int) -> None:
+            bar.update(task, description=f"{name}: {phase} {step}/{steps}")
+
+        yield advance
 
 
 class _Collector(logging.Handler):

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ultra_mq.console import quiet
 from ultra_mq.errors import DataError
 
@@ -103,6 +105,23 @@ class Batches:
     def fingerprint(self) -> str:
         """SHA-256 over the content of the chosen images and their labels."""
         return _hash_images(self.split, self.indices)
+
+
+def load_image(path: Path, imgsz: int) -> np.ndarray:
+    """One letterboxed image, float32 in [0, 1], shape (1, 3, imgsz, imgsz).
+
+    Raises:
+        DataError: The image cannot be read.
+    """
+    from ultralytics.data.augment import LetterBox
+    from ultralytics.utils.patches import imread
+
+    image = imread(str(path)) if path.is_file() else None
+    if image is None:
+        raise DataError(f"Image '{path}' cannot be read. Pass a picture like those that the model will see.")
+    pixels = LetterBox((imgsz, imgsz))(image=image)[..., ::-1].transpose(2, 0, 1)
+    scaled: np.ndarray = np.ascontiguousarray(pixels, np.float32)[None] / np.float32(255)
+    return scaled
 
 
 def load_data(data: str | Path, imgsz: int, stride: int, *, task: str = "detect", fraction: float = 1.0) -> Data:

@@ -13,8 +13,9 @@ from typing import Literal
 
 from rich.table import Table
 
-from ultra_mq.backends import tensorrt_rtx
+from ultra_mq.backends.tensorrt import BuildSettings, Target, find_runtime
 from ultra_mq.console import quiet
+from ultra_mq.errors import BackendError
 
 State = Literal["ok", "missing", "broken"]
 
@@ -56,12 +57,7 @@ def diagnose() -> list[Check]:
     checks += [_import(module, package, hint, required=True) for module, package, hint in required]
     checks.append(_solver())
     checks.append(_gpu())
-    checks.append(_import("tensorrt", "tensorrt", "pip install 'ultra-mq[tensorrt]', on a machine with an NVIDIA GPU"))
-    reason = tensorrt_rtx.why_unavailable()
-    rtx = (
-        Check("tensorrt_rtx", "missing", reason, False) if reason else _import("tensorrt_rtx", "tensorrt-rtx-cu13", "")
-    )
-    checks.append(rtx)
+    checks += [_engine_builder("TensorRT", "tensorrt"), _engine_builder("TensorRT-RTX", "rtx")]
     checks.append(_import("openvino", "openvino", "pip install 'ultra-mq[openvino]'"))
     return checks
 
@@ -110,6 +106,14 @@ def _solver() -> Check:
     if pulp.PULP_CBC_CMD(msg=False).available():
         return Check("CBC solver", "ok", f"pulp {importlib.metadata.version('pulp')}", True)
     return Check("CBC solver", "broken", "pulp has no CBC for this platform; install coinor-cbc", True)
+
+
+def _engine_builder(name: str, target: Target) -> Check:
+    try:
+        runtime = find_runtime(BuildSettings(target=target))
+    except BackendError as error:
+        return Check(name, "missing", str(error), False)
+    return Check(name, "ok", f"{runtime.version}{', ' + runtime.gpu['name'] if runtime.gpu else ''}", False)
 
 
 def _gpu() -> Check:

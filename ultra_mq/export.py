@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -64,7 +67,8 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
         module = copy.deepcopy(module).cpu()
         # The exporter names its output after the checkpoint.
         module.pt_path = str(Path(folder) / "model.pt")  # type: ignore[assignment]
-        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "opset": OPSET, "simplify": False, "device": "cpu"}
+        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "opset": OPSET, "simplify": False}
+        overrides["device"] = "cpu"
         try:
             written = Exporter(overrides=overrides)(model=module)
         except Exception as error:
@@ -77,7 +81,14 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
     return check_graph(path)
 
 
-def convert_to_fp16(source: Path, path: Path, image: np.ndarray) -> Graph:
+def convert_to_fp16(
+    source: Path,
+    path: Path,
+    image: np.ndarray | None,
+    *,
+    precision: Literal["fp16", "bf16"] = "fp16",
+    exclude: Sequence[str] = (),
+) -> Graph:
     """Put FP16 around the Q/DQ pairs of an FP32 graph with ModelOpt AutoCast; box decode stays FP32.
 
     TensorRT 10 and later are strongly typed: precision stands in the graph. AutoCast leaves a node in FP32
@@ -87,7 +98,10 @@ def convert_to_fp16(source: Path, path: Path, image: np.ndarray) -> Graph:
     Args:
         source: FP32 ONNX file, with Q/DQ or without.
         path: Where to write.
-        image: One real image, float32 in [0, 1], shape (B, 3, imgsz, imgsz).
+        image: One real image, float32 in [0, 1], shape (B, 3, imgsz, imgsz); None lets AutoCast make up noise, whose
+            larger activations leave more nodes in FP32.
+        precision: Low precision.
+        exclude: Regular expressions of further nodes to leave in FP32.
 
     Raises:
         ExportError: AutoCast failed, or the lint found a fault that no runtime survives.
@@ -100,25 +114,57 @@ def convert_to_fp16(source: Path, path: Path, image: np.ndarray) -> Graph:
         try:
             converted = autocast.convert_to_mixed_precision(
                 str(source),
-                low_precision_type="fp16",
+                low_precision_type=precision,
                 keep_io_types=True,
-                calibration_data={original.graph.input[0].name: image.astype(np.float32)},
-                nodes_to_exclude=decode_patterns(original),
+                calibration_data=None if image is None else {original.graph.input[0].name: image.astype(np.float32)},
+                nodes_to_exclude=[*decode_patterns(original), *exclude],
             )
         except Exception as error:
             raise ExportError(
-                f"FP16 conversion of '{source}' failed: {error}. Run with --debug for the traceback."
+                f"{precision.upper()} conversion of '{source}' failed: {error}. Run with --debug for the traceback."
             ) from error
-    # AutoCast drops the metadata that Ultralytics needs to run the file.
-    del converted.metadata_props[:]
-    converted.metadata_props.extend(original.metadata_props)
+    copy_metadata(original, converted)
     with atomic_path(path) as temporary:
         onnx.save(converted, str(temporary))
     return check_graph(path)
 
 
-def check_graph(path: Path) -> Graph:
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Load an ONNX file.
+
+    Raises:
+        ExportError: It cannot be read.
+    """
+    import onnx
+
+    try:
+        return onnx.load(str(path))
+    except Exception as error:
+        raise ExportError(f"'{path}' cannot be read as ONNX: {error}. Pass an exported .onnx file.") from error
+
+
+def copy_metadata(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Give a graph the metadata that Ultralytics needs to run it; ModelOpt's conversions drop it."""
+    del target.metadata_props[:]
+    target.metadata_props.extend(source.metadata_props)
+
+
+def read_metadata(graph: onnx.ModelProto) -> dict[str, Any]:
+    """Ultralytics metadata of a graph with its values parsed, as an engine's header holds them."""
+    found: dict[str, Any] = {}
+    for entry in graph.metadata_props:
+        found[entry.key] = entry.value
+        with contextlib.suppress(ValueError, SyntaxError):  # plain text, such as the description
+            found[entry.key] = ast.literal_eval(entry.value)
+    return found
+
+
+def check_graph(path: Path, allow: Sequence[str] = ()) -> Graph:
     """Lint an ONNX file.
+
+    Args:
+        path: The file; it is removed where a fault is fatal.
+        allow: Rules whose faults are not fatal this time.
 
     Raises:
         ExportError: A fault that no runtime survives.
@@ -126,7 +172,7 @@ def check_graph(path: Path) -> Graph:
     import onnx
 
     faults = lint_graph(onnx.load(str(path)))
-    if fatal := [fault for fault in faults if fault.fatal]:
+    if fatal := [fault for fault in faults if fault.fatal and fault.rule not in allow]:
         path.unlink(missing_ok=True)
         raise ExportError(
             f"The exported graph is not usable: {'; '.join(fault.message for fault in fatal[:5])}. "

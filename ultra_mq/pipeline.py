@@ -4,27 +4,32 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from ultra_mq.backends import tensorrt_rtx
 from ultra_mq.backends.onnxruntime import OnnxRuntime
-from ultra_mq.bench import bench
+from ultra_mq.backends.tensorrt import Runtime, TensorRt, choose_runtime
+from ultra_mq.bench import Bench, bench
+from ultra_mq.build import build
 from ultra_mq.cache import Cache, versions
 from ultra_mq.cost import layer_sizes
-from ultra_mq.errors import ParityError, RunFolderError
-from ultra_mq.evaluate import Accuracy, compare
+from ultra_mq.errors import BackendError, ParityError, RunFolderError
+from ultra_mq.evaluate import Accuracy, compare, evaluate
 from ultra_mq.export import check_graph, export_onnx
 from ultra_mq.files import atomic_path
 from ultra_mq.plan import PrecisionPlan, check_plan, save_plan, solve_plan
 from ultra_mq.recipe import Recipe, Variant, save_recipe
-from ultra_mq.report import Report, VariantResult, write_report
+from ultra_mq.repair import repair_plan
+from ultra_mq.report import write_report
+from ultra_mq.results import Report, VariantResult
 from ultra_mq.session import (
     Session,
     evaluate_onnx,
     graph_key,
     make_artefacts,
+    make_ptq,
     measure_parity,
     open_session,
     plan_variant,
@@ -32,10 +37,7 @@ from ultra_mq.session import (
 )
 
 OUTLOOK_BITS = (8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0, 14.0)
-TENSORRT_HINT = (
-    "TensorRT engines, which need an NVIDIA GPU; on that machine: "
-    "trtexec --onnx={onnx} --stronglyTyped --saveEngine=model.plan"
-)
+TENSORRT_HINT = "TensorRT engines, which need an NVIDIA GPU; on that machine: ultra-mq build {onnx}"
 
 
 def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | None = None) -> Report:
@@ -59,17 +61,23 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan |
         check_plan(plan, session.model)
     folder = make_run_folder(recipe)
     save_recipe(recipe, folder / "recipe.yaml")
+    runtime, not_built = _find_runtime(recipe)
     results = [_reference(session, folder)]
     for variant in recipe.variants:
-        results.append(_variant(session, folder, variant, results[0].accuracy, plan))
+        result = _variant(session, folder, variant, results[0].accuracy, plan)
+        results.append(_add_engine(session, folder, result, results[0].accuracy, runtime))
+    if runtime is None or runtime.target == "rtx":
+        not_built.append(TENSORRT_HINT.format(onnx=folder / results[-1].onnx))
     results = _time_all(session, folder, results)
+    results, engine_bench = _time_engines(session, folder, results)
     report = Report(
         folder=folder,
         recipe=recipe,
         variants=tuple(results),
         sensitivity=score_layers(session) if _needs_scores(recipe, plan) else None,
         warnings=tuple(session.warnings),
-        not_built=tuple(_not_built(results)),
+        not_built=tuple(not_built),
+        engine_bench=engine_bench,
         versions=versions(),
         seconds=session.seconds,
     )
@@ -123,6 +131,8 @@ def _variant(
 ) -> VariantResult:
     recipe = session.recipe
     folder = run if len(recipe.variants) == 1 else run / variant.name
+    if variant.precision == "ptq":
+        return _ptq_variant(session, run, folder, variant, reference)
     plan = plan or plan_variant(session, variant)
     save_plan(plan, folder / "plan.yaml")
     entry = make_artefacts(session, plan)
@@ -144,8 +154,74 @@ def _variant(
         accuracy=accuracy,
         plan=plan,
         parity=parity,
-        engine=_build_rtx(session, fp16),
+        build_from=None if plan.quantized else f"{session.model.stem}-fp32.onnx",
     )
+
+
+def _ptq_variant(session: Session, run: Path, folder: Path, variant: Variant, reference: Accuracy) -> VariantResult:
+    entry = make_ptq(session, run / f"{session.model.stem}-fp32.onnx", variant.method)
+    onnx = _publish(entry / "ptq.onnx", folder / f"{session.model.stem}-{variant.name}.onnx")
+    accuracy = compare(evaluate_onnx(session, onnx, f"Evaluating {variant.name}"), reference.detections)
+    return VariantResult(variant.name, str(onnx.relative_to(run)), None, onnx.stat().st_size, accuracy)
+
+
+def _find_runtime(recipe: Recipe) -> tuple[Runtime | None, list[str]]:
+    target = recipe.engine.target
+    if target == "none":
+        return None, []
+    try:
+        return choose_runtime(target, recipe.engine.build_settings), []
+    except BackendError as error:
+        if target != "auto":
+            raise
+        return None, [f"Engines: {error}"]
+
+
+def _add_engine(
+    session: Session, run: Path, result: VariantResult, reference: Accuracy, runtime: Runtime | None
+) -> VariantResult:
+    """Build a variant's engine and, with TensorRT, run it; what fails stands in the result and the run goes on."""
+    if runtime is None:
+        return result
+    settings = session.recipe.engine.build_settings(runtime.target)
+    source = run / result.onnx
+    path = source.with_name(f"{session.model.stem}-{result.name}{'.rtx' if runtime.target == 'rtx' else ''}.engine")
+    try:
+        with session.stage("Build"):
+            built = build(
+                run / (result.build_from or result.onnx),
+                path,
+                settings,
+                runtime=runtime,
+                typed=run / result.onnx_fp16 if result.onnx_fp16 else None,
+                image=next(iter(session.calibration_batches(1)))["img"].cpu().numpy(),
+                max_repairs=session.recipe.engine.repairs,
+                timing_caches=session.cache.root / "timing",
+            )
+        result = replace(result, engine=built.engine)
+        if built.engine.repaired:
+            session.warn(
+                f"{result.name}: {', '.join(built.engine.repaired)} left in float, TensorRT cannot build them."
+            )
+            plan = repair_plan(result.plan, built.engine.repaired, session.model) if result.plan else None
+            if plan:
+                save_plan(plan, source.parent / "plan.yaml")
+            accuracy = compare(
+                evaluate_onnx(session, built.onnx, f"Evaluating {built.onnx.name}"), reference.detections
+            )
+            result = replace(result, plan=plan, onnx=str(built.onnx.relative_to(run)), accuracy=accuracy)
+        if runtime.target == "tensorrt":
+            with session.stage("Evaluate"), closing(TensorRt(path, settings.python)) as engine:
+                found = evaluate(engine, session.data, label=f"Evaluating {path.name}")
+            result = replace(
+                result,
+                engine_accuracy=compare(found, reference.detections),
+                engine_agreement=compare(found, result.accuracy.detections).agreement,
+            )
+    except BackendError as error:
+        session.warn(f"{result.name}: {error}")
+        result = replace(result, engine_error=str(error))
+    return result
 
 
 def _time_all(session: Session, folder: Path, results: list[VariantResult]) -> list[VariantResult]:
@@ -154,28 +230,38 @@ def _time_all(session: Session, folder: Path, results: list[VariantResult]) -> l
         return results
     with session.stage("Time"):
         open_files = {result.name: OnnxRuntime(folder / result.onnx, settings.threads) for result in results}
-        latencies = bench(open_files, settings.rounds, settings.runs)
-    return [replace(result, latency=latencies[result.name]) for result in results]
+        latencies = bench(open_files, settings.rounds, settings.runs).latencies
+    return [replace(result, latency=latencies.get(result.name)) for result in results]
 
 
-def _build_rtx(session: Session, onnx: Path) -> tensorrt_rtx.RtxEngine | None:
-    if tensorrt_rtx.why_unavailable():
-        return None
-    with session.stage("Build"):
-        return tensorrt_rtx.build_engine(
-            onnx,
-            onnx.with_suffix(".rtx.engine"),
-            OnnxRuntime(onnx).metadata,
-            session.recipe.engine.compute_capability,
+def _time_engines(
+    session: Session, folder: Path, results: list[VariantResult]
+) -> tuple[list[VariantResult], Bench | None]:
+    """Time all TensorRT engines side by side, against FP16 where the recipe has it."""
+    settings = session.recipe.bench
+    engines = {r.name: r.engine.path for r in results if r.engine_accuracy and r.engine}
+    if not engines or not settings.rounds:
+        return results, None
+    fp16 = next((v.name for v in session.recipe.variants if v.precision == "fp16"), None)
+    with session.stage("Time engines"), ExitStack() as stack:
+        backends = {}
+        for name, path in engines.items():
+            try:
+                backends[name] = stack.enter_context(TensorRt(path, session.recipe.engine.trt_python))
+            except BackendError as error:  # noqa: PERF203
+                session.warn(f"{name}: {error}")
+        measured = bench(backends, settings.rounds, settings.engine_runs, reference=fp16)
+    for reason in measured.noise:
+        session.warn(f"The timing of the engines is noisy: {reason}.")
+    results = [
+        replace(
+            result,
+            engine_latency=measured.latencies.get(result.name),
+            engine_error=result.engine_error or measured.errors.get(result.name),
         )
-
-
-def _not_built(results: list[VariantResult]) -> list[str]:
-    lines = []
-    if reason := tensorrt_rtx.why_unavailable():
-        lines.append(f"TensorRT-RTX engines: {reason}.")
-    lines.append(TENSORRT_HINT.format(onnx=results[-1].onnx_fp16))
-    return lines
+        for result in results
+    ]
+    return results, measured
 
 
 def _add_outlook(session: Session, report: Report) -> Report:

@@ -9,15 +9,17 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from ultra_mq.backends.tensorrt import BuildSettings, Target
 from ultra_mq.calibrate import Method
 from ultra_mq.cost import CostModel
 from ultra_mq.errors import RecipeError
 from ultra_mq.files import write_text
 from ultra_mq.plan import check_bits
+from ultra_mq.ptq import PtqMethod
 from ultra_mq.schema import validate
 from ultra_mq.sensitivity import LossName
 
-Precision = Literal["fp16", "int8", "mixed"]
+Precision = Literal["fp16", "int8", "mixed", "ptq"]
 
 
 class _Strict(BaseModel):
@@ -57,26 +59,57 @@ class BenchSettings(_Strict):
     """How latency is measured."""
 
     rounds: int = Field(5, ge=0, description="Rounds in which all artefacts take turns; 0 measures nothing.")
-    runs: int = Field(10, ge=1, description="Passes of each artefact a round.")
+    runs: int = Field(10, ge=1, description="Passes of each ONNX file on the CPU a round.")
+    engine_runs: int = Field(200, ge=100, description="Passes of each engine on the GPU a round.")
     threads: int = Field(1, ge=1, description="CPU threads of one inference.")
 
 
 class EngineSettings(_Strict):
-    """Which TensorRT-RTX engines are built, where it is installed."""
+    """Which engines are built, and how."""
 
-    compute_capability: str = Field(
-        "8.9", pattern=r"^\d+\.\d$", description="GPU generation to build for, such as 8.9."
+    target: Literal["auto", "tensorrt", "rtx", "none"] = Field(
+        "auto",
+        description="`tensorrt`, `rtx` (TensorRT-RTX), `none`, or `auto`: TensorRT where it works, else TensorRT-RTX.",
     )
+    trt_python: str | None = Field(
+        None, description="Python that has TensorRT; `ULTRA_MQ_TRT_PYTHON` or the running one by default."
+    )
+    workspace_gb: float | None = Field(
+        None, gt=0, description="Scratch memory of the builder; the whole GPU by default."
+    )
+    optimization_level: int | None = Field(
+        None, ge=0, le=5, description="0 builds quickly, 5 builds fast engines; TensorRT's default is 3."
+    )
+    version_compatible: bool = Field(False, description="Let later versions of TensorRT run the engine.")
+    hardware_compatible: bool = Field(False, description="Let other GPUs from Ampere on run the engine.")
+    dla_core: int | None = Field(None, ge=0, description="DLA core to run on, with fallback to the GPU.")
+    compute_capability: str = Field(
+        "8.9", pattern=r"^\d+\.\d$", description="GPU generation that `rtx` builds for, such as 8.9."
+    )
+    tactic_sources: tuple[str, ...] | None = Field(
+        None, description="Kernel libraries to choose from, by TensorRT's names, such as `EDGE_MASK_CONVOLUTIONS`."
+    )
+    repairs: int = Field(4, ge=0, description="How often layers that fail to build may be put back to float.")
+    timeout_s: float = Field(3600, gt=0, description="Seconds without a sign of life before the builder is ended.")
+
+    def build_settings(self, target: Target) -> BuildSettings:
+        """The same, for one target."""
+        own = ("target", "trt_python", "repairs")
+        return BuildSettings(target=target, python=self.trt_python, **self.model_dump(exclude=set(own)))
 
 
 class Variant(_Strict):
     """One model to make and prove."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="Name in files and tables.")
-    precision: Precision = Field("mixed", description="`fp16`, uniform `int8`, or `mixed` under the budget `bits`.")
+    precision: Precision = Field(
+        "mixed",
+        description="`fp16`, uniform `int8`, `mixed` under the budget `bits`, or `ptq`: INT8 by ModelOpt's ONNX path.",
+    )
     bits: float | None = Field(
         None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16."
     )
+    method: PtqMethod = Field("max", description="Calibration of a `ptq` variant: `max` or `entropy`.")
 
     @model_validator(mode="after")
     def _bits_belong_to_mixed(self) -> Variant:

@@ -26,6 +26,7 @@ from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate,
 from ultra_mq.export import OPSET, convert_to_fp16, export_onnx
 from ultra_mq.model import PreparedModel, load_model
 from ultra_mq.plan import PrecisionPlan, check_bits, solve_plan, uniform_plan
+from ultra_mq.ptq import PtqMethod, PtqSettings, ptq, save_calibration
 from ultra_mq.quantization import apply_plan, save_checkpoint
 from ultra_mq.recipe import Recipe, Variant
 from ultra_mq.sensitivity import Sensitivity, measure_sensitivity
@@ -196,6 +197,19 @@ def make_artefacts(session: Session, plan: PrecisionPlan) -> Path:
             convert_to_fp16(source, folder / "fp16.onnx", image)
 
     return session.cache.folder("artefacts", depends_on, make)
+
+
+def make_ptq(session: Session, fp32: Path, method: PtqMethod) -> Path:
+    """Folder with the FP32 graph quantized by ModelOpt's ONNX path, made where it is not in the cache."""
+    settings = PtqSettings(method=method)
+    batches = session.calibration_batches(session.recipe.calibration.images)
+
+    def make(folder: Path) -> None:
+        with session.stage("Quantize the ONNX"):
+            ptq(fp32, folder / "ptq.onnx", save_calibration(batches, folder / "calibration.npy"), settings)
+            (folder / "calibration.npy").unlink()
+
+    return session.cache.folder("ptq", {**graph_key(session), **asdict(settings), "images": batches.fingerprint}, make)
 
 
 def evaluate_onnx(session: Session, path: Path, label: str) -> Accuracy:

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ultra_mq.errors import BackendError
+
 
 class Backend(Protocol):
     """An open artefact on a runtime, such as ``OnnxRuntime(path)``."""
@@ -25,6 +27,10 @@ class Backend(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """Ultralytics metadata stored in the file."""
 
+    @property
+    def batch(self) -> int:
+        """Images in one timed pass."""
+
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
         """Run one batch, float32 in [0, 1], shape (B, 3, H, W)."""
 
@@ -33,3 +39,27 @@ class Backend(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Runtime, version and device, for reports."""
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+
+
+def open_file(path: Path, trt_python: str | None = None, threads: int | None = None) -> Backend:
+    """Open an artefact on the runtime that its suffix names.
+
+    Args:
+        path: ``.onnx`` or ``.engine`` file.
+        trt_python: Interpreter that has TensorRT.
+        threads: CPU threads of an ONNX file.
+
+    Raises:
+        BackendError: The file is of another kind, or its runtime cannot open it.
+    """
+    from ultra_mq.backends.onnxruntime import OnnxRuntime
+    from ultra_mq.backends.tensorrt import TensorRt
+
+    if path.suffix == ".onnx":
+        return OnnxRuntime(path, threads)
+    if path.suffix == ".engine":
+        return TensorRt(path, trt_python)
+    raise BackendError(f"'{path}' is neither .onnx nor .engine. Export the model, or build an engine from it.")

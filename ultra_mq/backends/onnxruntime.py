@@ -37,6 +37,7 @@ class OnnxRuntime:
         self.path = path
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         self.input = self.session.get_inputs()[0]
+        self.batch = int(self.input.shape[0])
         self.version = onnxruntime.__version__
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -53,6 +54,9 @@ class OnnxRuntime:
             self.session.run(None, {self.input.name: batch})
             samples.append((time.perf_counter() - start) * 1e3)
         return samples
+
+    def close(self) -> None:
+        """Nothing outlives the object."""
 
     def describe(self) -> dict[str, str]:
         """Runtime, version and device, for reports."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ from ultra_mq.errors import BackendError
 
 PYTHON_VARIABLE = "ULTRA_MQ_TRT_PYTHON"
 START_TIMEOUT_S = 120.0
+RUNTIMES = {
+    "tensorrt": ("TensorRT", "pip install 'ultra-mq[tensorrt]', or name a Python that has it with --trt-python"),
+    "tensorrt_rtx": ("TensorRT-RTX", "pip install 'ultra-mq[tensorrt-rtx]'"),
+}
+"""Module to its name and how to get it."""
+
 LOG_LINES = 6
 """Lines of a dead worker's log that stand in the message."""
 
@@ -57,11 +63,17 @@ class Interpreter:
 
 
 class WorkerError(BackendError):
-    """TensorRT refused, or the worker died or hung; ``log`` has what it wrote."""
+    """TensorRT refused, or the worker died.
 
-    def __init__(self, message: str, log: str) -> None:
+    Attributes:
+        log: What the worker wrote.
+        died: Whether it died or hung, rather than gave a reason.
+    """
+
+    def __init__(self, message: str, log: str, *, died: bool = False) -> None:
         super().__init__(message)
         self.log = log
+        self.died = died
 
 
 class Worker:
@@ -93,7 +105,11 @@ class Worker:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self._wait(f"start of {interpreter.module}", START_TIMEOUT_S, None)
+            self._wait("start", START_TIMEOUT_S, None)
+        except WorkerError as error:
+            self.close()
+            name, hint = RUNTIMES[interpreter.module]
+            raise BackendError(f"{name} cannot be used by '{command[0]}' ({error}). {hint}.") from error
         except BaseException:
             self.close()
             raise
@@ -164,13 +180,14 @@ class Worker:
                     f"The TensorRT worker gave no answer to '{what}' for {timeout_s:g} s and was ended. "
                     f"{_tail(log)} Try again, or allow it more time.",
                     log,
+                    died=True,
                 ) from None
             if answer is None:
                 self._answers.put(None)  # for the next call, which must not hang either
                 code = self._process.wait()
                 log = self.read_log()
                 died = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                raise WorkerError(f"The TensorRT worker {died} during '{what}'. {_tail(log)}", log)
+                raise WorkerError(f"The TensorRT worker {died} during '{what}'. {_tail(log)}", log, died=True)
             if answer["event"] == "progress":
                 if on_progress is not None:
                     on_progress(answer["phase"], answer["step"], answer["steps"])
@@ -181,7 +198,7 @@ class Worker:
 
 
 class Segment:
-    """Memory shared with a worker, with a view for each tensor.
+    """Memory shared with a worker, with room for each tensor.
 
     Args:
         worker: Worker that opens the engine.
@@ -191,7 +208,6 @@ class Segment:
 
     Attributes:
         layout: The worker's answer to ``open``.
-        views: Tensor name to array in shared memory, at its largest shape.
     """
 
     def __init__(self, worker: Worker, plan: Path, offset: int, timeout_s: float) -> None:
@@ -200,10 +216,14 @@ class Segment:
             with path.open("r+b") as file:
                 self._memory = mmap.mmap(file.fileno(), 0)
         # The name is gone by now, the memory lives as long as a process maps it: nothing is left behind by a kill.
-        self.views = {
-            name: np.frombuffer(self._memory, t["dtype"], int(np.prod(t["shape"])), t["offset"]).reshape(t["shape"])
-            for name, t in self.layout["tensors"].items()
-        }
+
+    def array(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """View of a tensor at a shape, at most its largest."""
+        tensor = self.layout["tensors"][name]
+        if int(np.prod(shape)) > int(np.prod(tensor["shape"])):
+            raise BackendError(f"'{name}' has shape {tuple(shape)}, the engine takes at most {tuple(tensor['shape'])}.")
+        view: np.ndarray = np.ndarray(tuple(shape), tensor["dtype"], self._memory, tensor["offset"])
+        return view
 
 
 @contextlib.contextmanager

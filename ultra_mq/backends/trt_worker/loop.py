@@ -122,4 +122,4 @@ def main() -> None:
             answer({"event": "error", "message": str(error)})
         except Exception as error:
             traceback.print_exc()
-            answer({"event": "error", "message": f"{type(error).__name__}: {error}"})
+            answer({"event": "error", "message": worker.log.reason(f"{type(error).__name__}: {error}")})

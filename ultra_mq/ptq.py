@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Quantization of an ONNX file by ModelOpt: for those who have no checkpoint, and the baseline to beat."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ultra_mq.console import quiet
+from ultra_mq.data import Batches
+from ultra_mq.errors import DataError, ExportError
+from ultra_mq.export import Graph, check_graph, copy_metadata, load_graph
+from ultra_mq.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    import onnx
+
+Mode = Literal["int8", "fp8"]
+PtqMethod = Literal["max", "entropy"]
+Preset = Literal["nohead", "everything", "extreme"]
+
+HEAD = (r".*\.2/Conv$", r".*/dfl/.*")
+"""The head's output convolutions and DFL, which Ultralytics' own TensorRT 11 export leaves in float."""
+
+EXTREME_OPS = (
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "Div", "Gemm",
+    "GlobalAveragePool", "MatMul", "MaxPool", "Mul", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sub", "Transpose",
+)  # fmt: skip
+"""Every operator that ModelOpt can put Q/DQ before and YOLO has."""
+
+
+@dataclass(frozen=True)
+class PtqSettings:
+    """How an ONNX file is quantized.
+
+    Attributes:
+        mode: ``int8`` or ``fp8`` (E4M3, for Ada, Hopper and Blackwell).
+        method: Calibration of the ranges: ``max`` or ``entropy``.
+        preset: ``nohead`` leaves the head's output convolutions and DFL in float, as Ultralytics does; ``everything``
+            excludes nothing, which is ModelOpt's own default; ``extreme`` quantizes every operator type, a stress test
+            that costs most of the accuracy.
+        nodes: Regular expressions of the only nodes to quantize; empty for all.
+        exclude: Regular expressions of nodes to leave in float, beside the preset's.
+        ops: The only operator types to quantize; empty for ModelOpt's choice.
+        per_node: Calibrate node by node, which needs less memory and more time.
+        providers: ONNX Runtime execution providers for calibration, in ModelOpt's names; CUDA's can crash.
+    """
+
+    mode: Mode = "int8"
+    method: PtqMethod = "max"
+    preset: Preset = "nohead"
+    nodes: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    per_node: bool = False
+    providers: tuple[str, ...] = ("cpu",)
+
+    @property
+    def tag(self) -> str:
+        """The settings as part of a file name, such as ``int8-max-nohead``."""
+        custom = ["custom"] if self.nodes or self.exclude or self.ops else []
+        return "-".join([self.mode, self.method, self.preset, *custom])
+
+
+def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Graph:
+    """Quantize an FP32 ONNX file.
+
+    Args:
+        fp32: FP32 graph with Ultralytics metadata.
+        path: Where to write; everything that is not quantized stays FP32, and a ``.json`` beside it holds the settings.
+        pixels: Calibration images, float32 in [0, 1], shape (N, 3, H, W).
+        settings: How to quantize.
+
+    Raises:
+        ExportError: ModelOpt refused, quantized nothing, or wrote a graph that no runtime survives.
+    """
+    import onnx
+    from modelopt.onnx.quantization import quantize
+
+    source = load_graph(fp32)
+    if any(node.op_type == "QuantizeLinear" for node in source.graph.node):
+        raise ExportError(f"'{fp32}' is quantized already. Pass the FP32 graph it was made from.")
+    for pattern in (*settings.nodes, *settings.exclude):
+        if not any(re.match(pattern, node.name) for node in source.graph.node):
+            raise ExportError(
+                f"No node of '{fp32}' matches '{pattern}'. Its nodes are called like '/model.0/conv/Conv'."
+            )
+    exclude = [*(HEAD if settings.preset == "nohead" else ()), *settings.exclude]
+    ops = list(settings.ops) or (_types_in(source, EXTREME_OPS) if settings.preset == "extreme" else None)
+    with tempfile.TemporaryDirectory(prefix="ultra-mq-ptq-") as folder, quiet():
+        output = Path(folder) / "quantized.onnx"
+        try:
+            quantize(
+                str(fp32),
+                quantize_mode=settings.mode,
+                calibration_data={source.graph.input[0].name: pixels},
+                calibration_method=settings.method,
+                calibration_eps=list(settings.providers),
+                op_types_to_quantize=ops,
+                nodes_to_quantize=list(settings.nodes) or None,
+                nodes_to_exclude=exclude or None,
+                calibrate_per_node=settings.per_node,
+                high_precision_dtype="fp32",
+                output_path=str(output),
+            )
+            quantized = onnx.load(str(output))
+        except Exception as error:
+            raise ExportError(
+                f"ModelOpt cannot quantize '{fp32}' with {settings.tag}: {type(error).__name__}: {error}. "
+                f"Choose another preset, or exclude nodes with --exclude."
+            ) from error
+    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
+        raise ExportError(f"ModelOpt quantized nothing of '{fp32}'. Loosen --nodes, --exclude or --ops.")
+    copy_metadata(source, quantized)
+    with atomic_path(path) as temporary:
+        onnx.save(quantized, str(temporary))
+    # A stress test may quantize DFL: that is its purpose, and no reason to refuse the file.
+    graph = check_graph(path, allow=("dfl-quantized",) if settings.preset != "nohead" else ())
+    details = {**asdict(settings), "source": str(fp32), "calibration_images": len(pixels)}
+    write_text(path.with_suffix(".json"), json.dumps(details, indent=1))
+    return graph
+
+
+def save_calibration(batches: Batches, path: Path) -> np.ndarray:
+    """Write calibration images as one ``.npy`` tensor with the list of files beside it, and return them.
+
+    Args:
+        batches: Images to take.
+        path: ``.npy`` file; float32 in [0, 1], shape (N, 3, H, W).
+    """
+    loaded = list(batches)
+    pixels = np.concatenate([batch["img"].cpu().numpy() for batch in loaded])
+    with atomic_path(path) as temporary:
+        np.save(temporary, pixels)
+    files = [file for batch in loaded for file in batch["im_file"]]
+    write_text(path.with_suffix(".txt"), "".join(f"{file}\n" for file in files))
+    return pixels
+
+
+def load_calibration(path: Path, imgsz: int) -> np.ndarray:
+    """Read calibration images.
+
+    Raises:
+        DataError: The file cannot be read or has another shape or type.
+    """
+    try:
+        pixels: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"Calibration tensor '{path}' cannot be read: {error}. Make it with ultra-mq ptq.") from error
+    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, imgsz, imgsz):
+        raise DataError(
+            f"Calibration tensor '{path}' is {pixels.dtype} {pixels.shape}; needed is float32 (N, 3, {imgsz}, {imgsz})."
+        )
+    return pixels
+
+
+def hot_spots(graph: onnx.ModelProto) -> list[str]:
+    """Nodes of a mixed graph that compute in FP32, box decode and type conversions included.
+
+    Args:
+        graph: Graph that AutoCast made.
+    """
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    skipped = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear", "Shape", "Identity")
+    return [
+        node.name
+        for node in inferred.node
+        if node.op_type not in skipped and any(types.get(name) == onnx.TensorProto.FLOAT for name in node.output)
+    ]
+
+
+def _types_in(graph: onnx.ModelProto, types: Sequence[str]) -> list[str]:
+    present = {node.op_type for node in graph.graph.node}
+    return [name for name in types if name in present]
