@@ -137,7 +137,7 @@ def val(files: tuple[str, ...], reference: Path | None, trt_python: str | None, 
         try:
             with closing(open_file(path, trt_python)) as backend:
                 measured[path] = evaluate(backend, data, label=f"Evaluating {path.name}")
-        except BackendError as error:
+        except BackendError as error:  # noqa: PERF203
             errors.append(str(error))
             if path == reference:
                 raise
@@ -197,18 +197,18 @@ def bench(
         click.echo(json.dumps({**asdict(measured), "errors": errors}, indent=2))
     else:
         table = Table(title=f"{rounds} rounds of {runs} passes, in turns", title_justify="left")
-        columns = ("file", "p50 ms", "p90", "p95", "p99", "images/s", "ratio", "95 % interval", "CUDA graph", "wall ms")
-        for column in columns:
-            table.add_column(column, justify="left" if column == "file" else "right")
+        for column in ("file", "p50 ms", "p90", "p95", "p99", "img/s", "ratio (95 %)", "wall"):
+            table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
         for name, found in measured.latencies.items():
             low, high = found.speedup_interval
             times = [f"{value:.4g}" for value in (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms)]
+            ratio = f"{found.speedup:.2f} ({low:.2f}-{high:.2f})"
             wall = f"{found.wall_p50_ms:.3g}" if found.wall_p50_ms else "-"
-            table.add_row(
-                Path(name).name, *times, f"{found.images_per_second:.0f}", f"{found.speedup:.2f}",
-                f"{low:.2f} to {high:.2f}", found.runtime.get("cuda_graph", "-"), wall,
-            )  # fmt: skip
+            table.add_row(Path(name).name, *times, f"{found.images_per_second:.0f}", ratio, wall)
         console.print(table)
+        for name, found in measured.latencies.items():
+            if graph := found.runtime.get("cuda_graph"):
+                console.print(f"{Path(name).name}: CUDA graph {graph}", soft_wrap=True)
         if measured.gpu[1]:
             console.print(f"{measured.gpu[1]}", markup=False, soft_wrap=True)
         for reason in measured.noise:
