@@ -13,7 +13,7 @@ from ultra_mq.backends.tensorrt import BuildSettings, Engine, Runtime, build_eng
 from ultra_mq.backends.worker import WorkerError
 from ultra_mq.console import building, warn
 from ultra_mq.errors import BackendError
-from ultra_mq.export import convert_to_fp16, decode_patterns, load_graph, read_metadata
+from ultra_mq.export import convert_to_fp16, load_graph, read_metadata
 from ultra_mq.files import atomic_path
 from ultra_mq.repair import find_failed_nodes, keep_in_float, layers_of
 
@@ -69,8 +69,6 @@ def build(
     source = onnx_file
     repaired: list[list[str]] = []
     graph = load_graph(source)
-    if not settings.fp32_nodes:
-        settings = replace(settings, fp32_nodes=tuple(decode_patterns(graph)))
     with tempfile.TemporaryDirectory(prefix="ultra-mq-typed-") as folder:
         while True:
             if typed is None or repaired or not runtime.strongly_typed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter
 
 from ultra_mq.backends.worker import Interpreter, Progress, Segment, Worker, WorkerError
 from ultra_mq.errors import BackendError
+from ultra_mq.export import decode_patterns
 from ultra_mq.files import atomic_path, write_text
 from ultra_mq.inspection import EngineLayer, executed_types, read_inspector, read_rtx_table
 
@@ -44,7 +46,6 @@ class BuildSettings:
         dla_core: DLA core to run on, with fallback to the GPU.
         compute_capability: GPU generation that ``rtx`` builds for: 7.5, 8.x, 8.9, 12.x.
         tactic_sources: Kernel libraries to choose from, by TensorRT's names; None for its default.
-        fp32_nodes: Regular expressions of nodes that a weakly typed builder computes in FP32.
         timeout_s: Seconds without a sign of life after which the builder is taken for hung.
     """
 
@@ -58,7 +59,6 @@ class BuildSettings:
     dla_core: int | None = None
     compute_capability: str = "8.9"
     tactic_sources: tuple[str, ...] | None = None
-    fp32_nodes: tuple[str, ...] = ()
     timeout_s: float = 3600.0
 
     @property
@@ -182,6 +182,8 @@ def build_engine(
     flags = _choose_flags(onnx_file, settings, runtime)
     device = runtime.gpu["name"] if runtime.gpu and settings.target == "tensorrt" else settings.compute_capability
     request: dict[str, Any] = {**asdict(settings), "flags": flags}
+    if not runtime.strongly_typed:
+        request["precisions"] = _choose_precisions(onnx_file)
     request["profile"] = {"images": settings.profile} if settings.profile else None
     if settings.target == "tensorrt":
         request["compute_capability"] = None
@@ -355,6 +357,27 @@ class TensorRt:
 
 def _described_as_rtx(path: Path) -> bool:
     return path.with_name(f"{path.name}.json").exists() and load_engine(path).target == "rtx"
+
+
+def _choose_precisions(onnx_file: Path) -> list[tuple[str, str]]:
+    """Types for a weakly typed builder: box decode in FP32, every other layer that is not quantized in FP16.
+
+    In a Q/DQ graph only convolutions and matrix products are told: what stands between them must stay free to be fused
+    into INT8 kernels.
+    """
+    import onnx
+
+    graph = onnx.load(str(onnx_file))
+    rules = [(pattern, "FLOAT") for pattern in decode_patterns(graph)]
+    if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
+        return [*rules, ("", "HALF")]
+    dequantized = {out for node in graph.graph.node if node.op_type == "DequantizeLinear" for out in node.output}
+    floats = [
+        node.name
+        for node in graph.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[0] not in dequantized
+    ]
+    return rules + [(f"^{re.escape(name)}$", "HALF") for name in floats]
 
 
 def _choose_flags(onnx_file: Path, settings: BuildSettings, runtime: Runtime) -> tuple[str, ...]:

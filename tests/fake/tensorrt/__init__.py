@@ -36,11 +36,11 @@ class TensorIOMode(enum.Enum):
 
 
 class DataType(enum.Enum):
-    FLOAT = 0
+    FLOAT, HALF = range(2)
 
 
 class BuilderFlag(enum.Enum):
-    FP16, INT8, PREFER_PRECISION_CONSTRAINTS = range(3)
+    FP16, INT8, PREFER_PRECISION_CONSTRAINTS, TF32 = range(4)
 
 
 class LayerType(enum.Enum):
@@ -77,6 +77,9 @@ class Cache:
 
 class Config:
     def set_flag(self, flag):
+        pass
+
+    def clear_flag(self, flag):
         pass
 
     def create_timing_cache(self, content):

@@ -101,8 +101,8 @@ class Builder:
             config.add_optimization_profile(profile)
         if hasattr(trt, "IProgressMonitor"):
             config.progress_monitor = _make_monitor(trt, self.answer)
-        if settings.get("fp32_nodes") and not self.strongly_typed:
-            self._keep_in_fp32(network, config, settings["fp32_nodes"])
+        if settings.get("precisions") and not self.strongly_typed:
+            self._constrain(network, config, settings["precisions"])
         return config
 
     def _use_cache(self, config: Any, path: Path) -> None:
@@ -110,19 +110,32 @@ class Builder:
             if config.set_timing_cache(config.create_timing_cache(content), False):
                 return
 
-    def _keep_in_fp32(self, network: Any, config: Any, patterns: list[str]) -> None:
-        """Ask a weakly typed builder to compute these nodes in FP32, as AutoCast leaves them in typed graphs."""
+    def _constrain(self, network: Any, config: Any, precisions: list[list[str]]) -> None:
+        """Give a weakly typed network the types that AutoCast gives a typed one; without, it may choose FP32 anywhere.
+
+        Args:
+            network: Parsed network.
+            config: Builder configuration.
+            precisions: Pairs of a pattern of node names and ``FLOAT`` or ``HALF``; the first that matches counts.
+        """
         trt = self.trt
         config.set_flag(self._member(trt.BuilderFlag, "PREFER_PRECISION_CONSTRAINTS"))
-        matches = re.compile("|".join(patterns)).search
+        # What must be FP32 must not be TF32, which has no more mantissa than FP16.
+        config.clear_flag(self._member(trt.BuilderFlag, "TF32"))
+        untyped = [
+            getattr(trt.LayerType, name, None) for name in ("CONSTANT", "CAST", "QUANTIZE", "DEQUANTIZE", "SHAPE")
+        ]
+        rules = [(re.compile(pattern).search, self._member(trt.DataType, name)) for pattern, name in precisions]
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             floats = [i for i in range(layer.num_outputs) if layer.get_output(i).dtype == trt.DataType.FLOAT]
-            if matches(layer.name) and floats and layer.type != trt.LayerType.CONSTANT:
-                # Attributes that strongly typed TensorRT 11 does not have.
-                setattr(layer, "precision", trt.DataType.FLOAT)  # noqa: B010
-                for i in floats:
-                    getattr(layer, "set_output_type")(i, trt.DataType.FLOAT)  # noqa: B009
+            found = next((kind for matches, kind in rules if matches(layer.name)), None)
+            if found is None or not floats or layer.type in untyped:
+                continue
+            # Attributes that strongly typed TensorRT 11 does not have.
+            setattr(layer, "precision", found)  # noqa: B010
+            for i in floats:
+                getattr(layer, "set_output_type")(i, found)  # noqa: B009
 
     def _member(self, kind: Any, name: str) -> Any:
         member = getattr(kind, name, None)
