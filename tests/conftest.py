@@ -122,3 +122,37 @@ def coco_weights():
 @pytest.fixture(scope="session")
 def coco_slice():
     return shared_file("coco-slice/coco-slice.yaml")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Workers find the stand-in for TensorRT and CUDA of tests/fake; the argument makes it fail."""
+
+    def behave(how=""):
+        monkeypatch.setenv("FAKE_TRT", how)
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "fake"))
+    monkeypatch.delenv("ULTRA_MQ_TRT_PYTHON", raising=False)
+    behave()
+    return behave
+
+
+@pytest.fixture(scope="session")
+def needs_rtx():
+    from ultra_mq.backends.tensorrt import BuildSettings, find_runtime
+    from ultra_mq.errors import BackendError
+
+    try:
+        find_runtime(BuildSettings(target="rtx"))
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """No test may leave a worker process or a shared memory segment behind."""
+    yield
+    assert not list(Path("/dev/shm").glob("ultra-mq-*"))
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    for pid in children.read_text().split() if children.exists() else ():
+        assert b"trt_worker" not in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -151,7 +151,9 @@ def test_doctor_without_a_required_package(run, monkeypatch):
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert set(main.commands) == {"apply", "autoquant", "doctor", "plan", "run"}
+    assert set(main.commands) == {
+        "apply", "autocast", "autoquant", "bench", "build", "compare", "doctor", "inspect", "plan", "ptq", "run", "val",
+    }  # fmt: skip
     assert all(command in out for command in main.commands)
     assert cli.__version__ in run("--version")[1]
 

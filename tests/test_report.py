@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ultra_mq.backends.tensorrt_rtx import RtxEngine
+from ultra_mq.backends.tensorrt import BuildSettings, Engine
+from ultra_mq.bench import Latency
 from ultra_mq.coco import Detections
 from ultra_mq.evaluate import Accuracy
+from ultra_mq.inspection import EngineLayer
 from ultra_mq.plan import uniform_plan
 from ultra_mq.recipe import Recipe
-from ultra_mq.report import Report, VariantResult, milliseconds, points, result_row, verdict
+from ultra_mq.results import Report, VariantResult
+from ultra_mq.tables import engine_row, loss_rows, milliseconds, points, result_row, verdict
 
 EMPTY = Detections((), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), ("a.jpg",))
 
@@ -42,20 +46,47 @@ def test_verdicts(tmp_path, results):
     assert "no labels" in verdict(report, unlabelled)
 
 
-def test_engine_mismatches(model, results):
-    types = {layer.name: "Int8" for layer in model.quantizable} | {layer.name: "Half" for layer in model.kept}
-    types["model.23.dfl.conv"] = "Float"
+def make_engine(types, **changes):
+    layers = tuple(
+        EngineLayer(name, "CaskConvolution", kind, (f"/{name.replace('.', '/')}/Conv",), reformat=False)
+        for name, kind in types.items()
+    )
+    copy = EngineLayer("copy", "Reformat", "Half", (), reformat=True)
+    engine = Engine(
+        path=Path("m.engine"), target="tensorrt", version="8.6.0", device="H200", size_bytes=6_400_000,
+        build_seconds=100.0, flags=("FP16", "INT8"), onnx="m.onnx", onnx_sha256="0", settings=BuildSettings(),
+        layers=(*layers, copy),
+    )  # fmt: skip
+    return dataclasses.replace(engine, **changes)
 
-    def mismatches(**changes):
-        engine = RtxEngine(
-            path=None, version="1", compute_capability="8.9", size_bytes=1, layer_types={**types, **changes}
-        )
-        return dataclasses.replace(results[1], engine=engine).engine_mismatches
 
-    assert mismatches() == []
-    assert mismatches(**{"model.0.conv": "Half"}) == [("model.0.conv", "int8", "Half")]
-    del types["model.1.conv"]
-    assert mismatches() == [("model.1.conv", "int8", "missing")]
+def latency(p50_ms, speedup):
+    return Latency({"cuda_graph": "captured"}, 1000, p50_ms, p50_ms, p50_ms, 2 * p50_ms, 1e3 / p50_ms, speedup,
+                   (speedup - 0.01, speedup + 0.01), 0.01, 1.5, 40_000_000)  # fmt: skip
+
+
+def test_an_engine_is_held_against_its_onnx_and_against_fp16(tmp_path, model, results):
+    int8 = dataclasses.replace(
+        results[1], engine=make_engine({"a.b": "Int8", "c.d": "Half"}), engine_accuracy=accuracy(0.4291, 0.952),
+        engine_agreement=0.985, engine_latency=latency(0.68, 0.87),
+    )  # fmt: skip
+    row = engine_row(int8)
+    assert row[:9] == (
+        "int8", "TensorRT 8.6.0, H200", "42.91", "-0.10", "0.985", "0.952", "0.6800", "1.3600", "0.87x",
+    )  # fmt: skip
+    assert row[9:] == ("0.86 to 0.88", "1.50", "6.4", "40", "1", "1")
+    fp16 = dataclasses.replace(
+        int8, name="fp16", plan=uniform_plan(model, "fp16"), engine_accuracy=accuracy(0.4331, 1.0),
+        engine_latency=latency(0.59, 1.0),
+    )  # fmt: skip
+    rows = loss_rows(Report(tmp_path, Recipe(), (results[0], fp16, int8)))
+    assert rows[0][5:] == ("0.00", "1.00x")
+    assert rows[1] == ("int8", "8.00", "81", "42.91", "42.91", "0.40", "0.87x")
+
+
+def test_an_engine_that_was_not_run_has_dashes(results):
+    row = engine_row(dataclasses.replace(results[1], engine=make_engine({"a": "Int8"}, target="rtx")))
+    assert row[1:9] == ("TensorRT-RTX 8.6.0, H200", *["-"] * 7)
 
 
 def test_numbers():

@@ -213,11 +213,13 @@ def _add_engine(
         if runtime.target == "tensorrt":
             with session.stage("Evaluate"), closing(TensorRt(path, settings.python)) as engine:
                 found = evaluate(engine, session.data, label=f"Evaluating {path.name}")
-            result = replace(
-                result,
-                engine_accuracy=compare(found, reference.detections),
-                engine_agreement=compare(found, result.accuracy.detections).agreement,
-            )
+            agreement = compare(found, result.accuracy.detections).agreement or 0.0
+            result = replace(result, engine_accuracy=compare(found, reference.detections), engine_agreement=agreement)
+            if agreement < session.recipe.engine.min_agreement:
+                session.warn(
+                    f"{result.name}: the engine agrees with its ONNX file at {agreement:.3f} only; TensorRT computes "
+                    f"something else than the graph says. Do not deploy this engine."
+                )
     except BackendError as error:
         session.warn(f"{result.name}: {error}")
         result = replace(result, engine_error=str(error))

@@ -90,11 +90,14 @@ class EngineSettings(_Strict):
         None, description="Kernel libraries to choose from, by TensorRT's names, such as `EDGE_MASK_CONVOLUTIONS`."
     )
     repairs: int = Field(4, ge=0, description="How often layers that fail to build may be put back to float.")
+    min_agreement: float = Field(
+        0.97, ge=0, le=1, description="Agreement of an engine with its own ONNX file below which the report warns."
+    )
     timeout_s: float = Field(3600, gt=0, description="Seconds without a sign of life before the builder is ended.")
 
     def build_settings(self, target: Target) -> BuildSettings:
         """The same, for one target."""
-        own = ("target", "trt_python", "repairs")
+        own = ("target", "trt_python", "repairs", "min_agreement")
         return BuildSettings(target=target, python=self.trt_python, **self.model_dump(exclude=set(own)))
 
 

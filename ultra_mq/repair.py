@@ -119,8 +119,9 @@ def _named_in(text: str, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     if found or "ForeignNode" not in text:
         return found
     # A region for Myelin is named by its first and last node alone: "{ForeignNode[A...B]}".
-    prefixes = {name.rsplit("/", 1)[0] for name in re.findall(r"(/[\w./-]+)", text)}
-    return [node for node in nodes if any(node.name.startswith(f"{prefix}/") for prefix in prefixes if prefix)]
+    ends = [end for region in re.findall(r"ForeignNode\[(.*?)\]", text) for end in region.split("...")]
+    prefixes = {end.rsplit("/", 1)[0] for end in ends if end.count("/") > 1}
+    return [node for node in nodes if any(node.name.startswith(f"{prefix}/") for prefix in prefixes)]
 
 
 def _reads_moved_data(node: onnx.NodeProto, producers: Producers) -> bool:
