@@ -75,7 +75,8 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
 
     Args:
         fp32: FP32 graph with Ultralytics metadata.
-        path: Where to write; everything that is not quantized stays FP32, and a ``.json`` beside it holds the settings.
+        path: Where to write; what is not quantized stays FP32, or becomes FP16 in an FP8 graph. A ``.json`` beside it
+            holds the settings.
         pixels: Calibration images, float32 in [0, 1], shape (N, 3, H, W).
         settings: How to quantize.
 
@@ -108,7 +109,8 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
                 nodes_to_quantize=list(settings.nodes) or None,
                 nodes_to_exclude=exclude or None,
                 calibrate_per_node=settings.per_node,
-                high_precision_dtype="fp32",
+                # AutoCast cannot run an FP8 graph to find ranges, so ModelOpt itself puts FP16 around it.
+                high_precision_dtype="fp16" if settings.mode == "fp8" else "fp32",
                 output_path=str(output),
             )
             quantized = onnx.load(str(output))
