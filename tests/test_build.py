@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import dataclasses
+import shutil
+from pathlib import Path
+
 import onnx
 import pytest
+from ultralytics import YOLO
 
+from ultra_mq.backends.onnxruntime import OnnxRuntime
 from ultra_mq.backends.tensorrt import BuildSettings, load_engine
 from ultra_mq.backends.worker import WorkerError
 from ultra_mq.build import build
@@ -60,3 +66,28 @@ def test_a_typed_runtime_gets_fp16_around_the_quantizers(needs_rtx, qdq, plan, b
     built = build(qdq.path, tmp_path / "m.engine", RTX, image=image)
     assert built.onnx == qdq.path
     assert find_mismatches(plan, built.engine.layer_types) == []
+
+
+@pytest.fixture(scope="module")
+def dynamic(weights, tmp_path_factory):
+    """A graph with dynamic axes, as Ultralytics' own export makes it."""
+    checkpoint = shutil.copy(weights, tmp_path_factory.mktemp("dynamic") / "m.pt")
+    return Path(YOLO(checkpoint).export(format="onnx", dynamic=True, imgsz=160, opset=17, simplify=False))
+
+
+def test_dynamic_axes_need_sizes(needs_rtx, dynamic, tmp_path):
+    with pytest.raises(BackendError, match=r"has dynamic axes.*--min, --opt and --max"):
+        build(dynamic, tmp_path / "m.engine", RTX)
+
+
+def test_dynamic_axes(needs_rtx, dynamic, tmp_path):
+    sizes = ((1, 3, 96, 96), (1, 3, 160, 160), (4, 3, 320, 320))
+    built = build(dynamic, tmp_path / "m.engine", dataclasses.replace(RTX, profile=sizes))
+    assert load_engine(built.engine.path).settings.profile == sizes
+    assert built.engine.layer_types["model.0.conv"] == "Half"
+
+
+def test_a_dynamic_graph_on_onnx_runtime(dynamic):
+    backend = OnnxRuntime(dynamic)
+    assert backend.batch == 1
+    assert len(backend.time(2)) == 2

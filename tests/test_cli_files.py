@@ -50,7 +50,8 @@ def test_build_bench_inspect_and_val(run, engine, qdq, shapes):
 
 
 def test_tables(run, engine, qdq, shapes):
-    _, _, err = run("val", qdq.path, engine, f"data={shapes}", "imgsz=160")
+    # The image size stands in the files.
+    _, _, err = run("val", qdq.path, engine, f"data={shapes}")
     assert "m.engine" in err
     assert "1.000" in err
     _, _, err = run("bench", engine, "--rounds", 2, "--runs", 3)

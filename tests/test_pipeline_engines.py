@@ -2,6 +2,7 @@
 """A run that builds, proves and times engines, on the stand-in of tests/fake."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import load_plan
 
 LAYER, NODE = "model.2.cv2.conv", "/model.2/cv2/conv/Conv"
+
+
+@pytest.fixture(autouse=True)
+def no_engines_of_other_tests(cache_folder):
+    shutil.rmtree(cache_folder / "engine", ignore_errors=True)
 
 
 @pytest.fixture
@@ -65,6 +71,17 @@ def test_engines_are_proven_and_repaired(stand_in, recipe):
     assert (folder / "pareto.png").stat().st_size > 10_000
     assert "Left in float because the builder failed on them: model.2.cv2.conv" in (folder / "report.md").read_text()
     assert (folder / "sensitivity.csv").read_text().splitlines()[0].count("executed") == 3
+
+
+def test_a_second_run_builds_nothing(stand_in, short):
+    first = run_recipe(short)
+    stand_in("crash-build")
+    again = run_recipe(short)
+    assert "Build" in first.seconds
+    assert "Build" not in again.seconds
+    assert again.variants[1].engine_error is None
+    assert again.variants[1].engine.path.parent == again.folder
+    assert again.variants[1].engine.layers == first.variants[1].engine.layers
 
 
 def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):

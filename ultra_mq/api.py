@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultra_mq.cache import Cache
 from ultra_mq.data import Batches, choose, load_data
-from ultra_mq.export import Graph, export_onnx, load_graph
+from ultra_mq.export import Graph, export_onnx, input_shape, load_graph
 from ultra_mq.model import load_model, prepare_model
 from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import PrecisionPlan, check_plan
@@ -131,8 +131,7 @@ def ptq_file(recipe: Recipe, settings: PtqSettings, calibration: Path | None, ou
     path = output or Path(f"{model.stem}-{settings.tag}.onnx")
     imgsz = recipe.imgsz
     if model.suffix == ".onnx":
-        size = load_graph(model).graph.input[0].type.tensor_type.shape.dim[2].dim_value
-        imgsz = size or imgsz
+        imgsz = input_shape(load_graph(model))[2] or imgsz
         fp32 = model
     else:
         fp32 = path.with_name(f"{model.stem}-fp32.onnx")

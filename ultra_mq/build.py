@@ -13,7 +13,7 @@ from ultra_mq.backends.tensorrt import BuildSettings, Engine, Runtime, build_eng
 from ultra_mq.backends.worker import WorkerError
 from ultra_mq.console import building, warn
 from ultra_mq.errors import BackendError
-from ultra_mq.export import convert_to_fp16, load_graph, read_metadata
+from ultra_mq.export import convert_to_fp16, input_shape, load_graph, read_metadata
 from ultra_mq.files import atomic_path
 from ultra_mq.repair import find_failed_nodes, keep_in_float, layers_of
 
@@ -69,6 +69,14 @@ def build(
     source = onnx_file
     repaired: list[list[str]] = []
     graph = load_graph(source)
+    if 0 in input_shape(graph) and settings.profile is None:
+        raise BackendError(
+            f"'{source}' has dynamic axes, so TensorRT needs to know the sizes to expect. Pass --min, --opt and --max, "
+            f"such as 1x3x320x320, 1x3x640x640 and 4x3x1280x1280."
+        )
+    if image is None and settings.profile is not None:
+        # AutoCast makes up its own noise, but for static graphs alone.
+        image = np.random.default_rng(0).random(settings.profile[1], dtype=np.float32)
     with tempfile.TemporaryDirectory(prefix="ultra-mq-typed-") as folder:
         while True:
             if typed is None or repaired or not runtime.strongly_typed:

@@ -64,13 +64,12 @@ def build(
     from ultra_mq.build import build as build_stage
     from ultra_mq.cache import Cache
     from ultra_mq.data import load_image
-    from ultra_mq.export import load_graph
+    from ultra_mq.export import input_shape, load_graph
 
     shapes = [_shape(options.pop(name)) for name in ("smallest", "best", "largest")]
     if any(shapes) and not all(shapes):
         raise click.UsageError("--min, --opt and --max belong together.")
-    graph = load_graph(onnx_file)
-    imgsz = graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    imgsz = input_shape(load_graph(onnx_file))[2] or (shapes[1] or (0, 0, 640))[2]
 
     def settings(chosen: Target) -> BuildSettings:
         return BuildSettings(
@@ -130,7 +129,8 @@ def val(files: tuple[str, ...], reference: Path | None, trt_python: str | None, 
         raise click.UsageError("Name at least one file.")
     if reference in paths:
         paths.remove(reference)
-    data = load_data(recipe.data, recipe.imgsz, 32, fraction=recipe.fraction)
+    imgsz = recipe.imgsz if any(item.startswith("imgsz=") for item in files) else _image_size(reference, recipe.imgsz)
+    data = load_data(recipe.data, imgsz, 32, fraction=recipe.fraction)
     measured: dict[Path, Accuracy] = {}
     errors = []
     for path in [reference, *paths]:
@@ -260,6 +260,14 @@ def inspect(engine_file: Path, plan_file: Path | None, limit: int, trt_python: s
 
 
 COMMANDS = (build, val, bench, inspect)
+
+
+def _image_size(path: Path, otherwise: int) -> int:
+    """Image size in a file's Ultralytics metadata."""
+    from ultralytics.nn.backends.base import BaseBackend
+
+    sizes = re.findall(r"\d+", str(BaseBackend.read_metadata(path).get("imgsz", ""))) if path.is_file() else []
+    return int(sizes[0]) if sizes else otherwise
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -24,6 +24,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Nodes to leave in float; repeatable.")
 @click.option("--nodes", multiple=True, metavar="REGEX", help="The only nodes to quantize; repeatable.")
 @click.option("--ops", multiple=True, metavar="TYPE", help="The only operator types to quantize; repeatable.")
+@click.option("--exclude-ops", multiple=True, metavar="TYPE", help="Operator types to leave in float; repeatable.")
 @click.option("--per-node", is_flag=True, help="Calibrate node by node: less memory, more time.")
 @click.option("--provider", "providers", multiple=True, default=("cpu",), help="Execution provider of the calibration.")
 @click.option("--images", default=32, show_default=True, help="Calibration images of the train split.")
@@ -70,11 +71,11 @@ def autocast(
     import onnx
 
     from ultra_mq.data import load_image
-    from ultra_mq.export import convert_to_fp16, load_graph
+    from ultra_mq.export import convert_to_fp16, input_shape, load_graph
     from ultra_mq.ptq import hot_spots
 
     precision = "bf16" if bf16 else "fp16"
-    imgsz = load_graph(onnx_file).graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    imgsz = input_shape(load_graph(onnx_file))[2] or 640
     pixels = load_image(image, imgsz) if image else None
     path = output or onnx_file.with_name(f"{onnx_file.stem}-{precision}.onnx")
     graph = convert_to_fp16(onnx_file, path, pixels, precision="bf16" if bf16 else "fp16", exclude=exclude)

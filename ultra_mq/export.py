@@ -144,6 +144,11 @@ def load_graph(path: Path) -> onnx.ModelProto:
         raise ExportError(f"'{path}' cannot be read as ONNX: {error}. Pass an exported .onnx file.") from error
 
 
+def input_shape(graph: onnx.ModelProto) -> tuple[int, ...]:
+    """Shape of a graph's input; 0 stands for a dynamic axis."""
+    return tuple(dimension.dim_value for dimension in graph.graph.input[0].type.tensor_type.shape.dim)
+
+
 def copy_metadata(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
     """Give a graph the metadata that Ultralytics needs to run it; ModelOpt's conversions drop it."""
     del target.metadata_props[:]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(source: Path, target: Path) -> Path:
+    """Copy a file, atomically, and return where it is now.
+
+    Raises:
+        RunFolderError: The folder cannot be written, or the disk is full.
+    """
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ultra_mq.console import quiet
 from ultra_mq.data import Batches
 from ultra_mq.errors import DataError, ExportError
-from ultra_mq.export import Graph, check_graph, copy_metadata, load_graph
+from ultra_mq.export import Graph, check_graph, copy_metadata, input_shape, load_graph
 from ultra_mq.files import atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class PtqSettings:
         nodes: Regular expressions of the only nodes to quantize; empty for all.
         exclude: Regular expressions of nodes to leave in float, beside the preset's.
         ops: The only operator types to quantize; empty for ModelOpt's choice.
+        exclude_ops: Operator types to leave in float.
         per_node: Calibrate node by node, which needs less memory and more time.
         providers: ONNX Runtime execution providers for calibration, in ModelOpt's names; CUDA's can crash.
     """
@@ -60,13 +61,14 @@ class PtqSettings:
     nodes: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
+    exclude_ops: tuple[str, ...] = ()
     per_node: bool = False
     providers: tuple[str, ...] = ("cpu",)
 
     @property
     def tag(self) -> str:
         """The settings as part of a file name, such as ``int8-max-nohead``."""
-        custom = ["custom"] if self.nodes or self.exclude or self.ops else []
+        custom = ["custom"] if self.nodes or self.exclude or self.ops or self.exclude_ops else []
         return "-".join([self.mode, self.method, self.preset, *custom])
 
 
@@ -95,6 +97,7 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
                 f"No node of '{fp32}' matches '{pattern}'. Its nodes are called like '/model.0/conv/Conv'."
             )
     exclude = [*(HEAD if settings.preset == "nohead" else ()), *settings.exclude]
+    name = source.graph.input[0].name
     ops = list(settings.ops) or (_types_in(source, EXTREME_OPS) if settings.preset == "extreme" else None)
     with tempfile.TemporaryDirectory(prefix="ultra-mq-ptq-") as folder, quiet():
         output = Path(folder) / "quantized.onnx"
@@ -102,10 +105,14 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
             quantize(
                 str(fp32),
                 quantize_mode=settings.mode,
-                calibration_data={source.graph.input[0].name: pixels},
+                calibration_data={name: pixels},
+                calibration_shapes=f"{name}:1x{'x'.join(map(str, pixels.shape[1:]))}"
+                if 0 in input_shape(source)
+                else None,
                 calibration_method=settings.method,
                 calibration_eps=list(settings.providers),
                 op_types_to_quantize=ops,
+                op_types_to_exclude=list(settings.exclude_ops) or None,
                 nodes_to_quantize=list(settings.nodes) or None,
                 nodes_to_exclude=exclude or None,
                 calibrate_per_node=settings.per_node,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -37,7 +38,11 @@ class OnnxRuntime:
         self.path = path
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         self.input = self.session.get_inputs()[0]
-        self.batch = int(self.input.shape[0])
+        # A dynamic axis has a name in place of a size; Ultralytics writes the size it was exported at.
+        size = [int(found) for found in re.findall(r"\d+", self.metadata.get("imgsz", ""))] or [640]
+        exported = (1, 3, size[0], size[-1])
+        self.shape = tuple(d if isinstance(d, int) else e for d, e in zip(self.input.shape, exported, strict=True))
+        self.batch = self.shape[0]
         self.version = onnxruntime.__version__
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -47,7 +52,7 @@ class OnnxRuntime:
 
     def time(self, runs: int) -> list[float]:
         """Latency in milliseconds of each of ``runs`` passes over one resident batch."""
-        batch = np.random.default_rng(0).random(self.input.shape, dtype=np.float32)
+        batch = np.random.default_rng(0).random(self.shape, dtype=np.float32)
         samples = []
         for _ in range(runs):
             start = time.perf_counter()

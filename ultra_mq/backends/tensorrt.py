@@ -321,7 +321,7 @@ class TensorRt:
 
     def time(self, runs: int) -> list[float]:
         """GPU milliseconds of each of ``runs`` passes over a resident batch, by CUDA events, after a warm-up."""
-        answer = self._worker.call("time", QUICK_TIMEOUT_S, runs=runs, warmup_ms=self.warmup_ms)
+        answer = self._worker.call("time", QUICK_TIMEOUT_S + runs, runs=runs, warmup_ms=self.warmup_ms)
         self.cuda_graph = answer["cuda_graph"]
         self.wall_ms += answer["wall_ms"]
         return [float(sample) for sample in answer["samples_ms"]]

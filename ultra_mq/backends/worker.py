@@ -88,7 +88,8 @@ class Worker:
 
     def __init__(self, interpreter: Interpreter) -> None:
         self.interpreter = interpreter
-        self._log = tempfile.TemporaryFile(prefix="ultra-mq-trt-")  # noqa: SIM115
+        # Appending: the worker writes at the end of the file wherever we have just read.
+        self._log = tempfile.TemporaryFile("a+b", prefix="ultra-mq-trt-")  # noqa: SIM115
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         command = interpreter.command
         try:
@@ -136,8 +137,10 @@ class Worker:
 
     def close(self) -> None:
         """End the worker and everything it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout):
