@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ultra_mq.api import compare_recipe
+from ultra_mq.errors import BackendError
 from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import load_plan
 
@@ -117,3 +118,10 @@ def test_an_engine_that_computes_something_else_is_not_recommended(stand_in, sho
     report = run_recipe(short)
     assert report.variants[1].engine_agreement < 0.9
     assert any("int8: the engine agrees with its ONNX file at" in warning for warning in report.warnings)
+
+
+def test_a_target_that_is_missing_is_said_before_anything_is_written(short, tmp_path):
+    engine = short.engine.model_copy(update={"trt_python": "/nowhere/python"})
+    with pytest.raises(BackendError, match="Cannot start '/nowhere/python'"):
+        run_recipe(short.model_copy(update={"engine": engine}))
+    assert list(tmp_path.iterdir()) == []

@@ -55,9 +55,9 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan |
     session = open_session(recipe, cache)
     if plan is not None:
         check_plan(plan, session.model)
+    runtime, not_built = find_engine_runtime(recipe)
     folder = make_run_folder(recipe)
     save_recipe(recipe, folder / "recipe.yaml")
-    runtime, not_built = find_engine_runtime(recipe)
     results = [_reference(session, folder)]
     for variant in recipe.variants:
         result = _variant(session, folder, variant, results[0].accuracy, plan)
