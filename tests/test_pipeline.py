@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ultra_mq import pipeline, session
+from ultra_mq import engines, pipeline, session
 from ultra_mq.cache import Cache
-from ultra_mq.errors import DataError, ParityError, PlanError, RunFolderError
+from ultra_mq.errors import BackendError, DataError, ParityError, PlanError, RunFolderError
 from ultra_mq.export import Graph
 from ultra_mq.lint import Fault
 from ultra_mq.pipeline import run_recipe
@@ -187,7 +187,10 @@ def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):
 
 
 def test_what_was_not_built_is_said_in_one_line(report, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    lines = pipeline._not_built(list(report.variants))
-    assert lines[0] == "TensorRT-RTX engines: TensorRT-RTX is not installed; pip install 'ultra-mq[tensorrt-rtx]'."
-    assert "trtexec --onnx=mixed/shapes-yolo11n-mixed-fp16.onnx" in lines[1]
+    assert report.not_built[-1].endswith(f"ultra-mq build {report.folder / 'mixed' / 'shapes-yolo11n-mixed.onnx'}")
+
+    def fail(*_):
+        raise BackendError("TensorRT-RTX cannot be used.")
+
+    monkeypatch.setattr(engines, "choose_runtime", fail)
+    assert engines.find_engine_runtime(report.recipe) == (None, ["Engines: TensorRT-RTX cannot be used."])

@@ -17,7 +17,7 @@ def test_shipped_recipes(path):
 def test_the_wanted_recipes_are_shipped():
     assert {"int8-uniform", "mixed-9bit", "fp16", "compare", "yolo11n-int8"} <= {path.stem for path in RECIPES}
     compared = {variant.precision for variant in load_recipe(RECIPES[0].with_name("compare.yaml")).variants}
-    assert compared == {"fp16", "int8", "mixed"}
+    assert compared == {"fp16", "int8", "mixed", "ptq"}
 
 
 def test_overrides():
