@@ -12,20 +12,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
-import onnx
 
 from ultra_mq.api import autoquant_recipe
 from ultra_mq.backends.onnxruntime import OnnxRuntime
-from ultra_mq.console import quiet
 from ultra_mq.evaluate import compare, evaluate
 from ultra_mq.export import export_onnx
 from ultra_mq.files import write_text
 from ultra_mq.plan import uniform_plan
+from ultra_mq.ptq import PtqMethod, PtqSettings, ptq
 from ultra_mq.session import open_session, quantize_model
-
-EXCLUDED = [r".*\.2/Conv$", r".*/dfl/.*"]
 
 
 def main() -> None:
@@ -41,7 +39,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fp32 = export_onnx(session.model.module, folder / "fp32.onnx", recipe.imgsz).path
-        files = {f"ModelOpt ONNX, {method}": peer(fp32, pixels, method) for method in ("max", "entropy")}
+        methods: tuple[PtqMethod, ...] = get_args(PtqMethod)
+        files = {
+            f"ModelOpt ONNX, {method}": ptq(fp32, folder / f"{method}.onnx", pixels, PtqSettings(method=method)).path
+            for method in methods
+        }
         module = quantize_model(session, uniform_plan(session.model, "int8"))
         files["ultra-mq, 8 bits"] = export_onnx(module, folder / "ours.onnx", recipe.imgsz).path
         reference = evaluate(OnnxRuntime(fp32), session.data, label="FP32")
@@ -60,29 +62,6 @@ def main() -> None:
         *(f"| {label} | {100 * (map50_95 or 0):.2f} | {agreement:.3f} |" for label, map50_95, agreement in rows),
     ]
     write_text(arguments.output, "\n".join(lines) + "\n")
-
-
-def peer(fp32: Path, pixels: np.ndarray, method: str) -> Path:
-    """Quantize with ``modelopt.onnx.quantization`` and give back the metadata that it drops."""
-    output = fp32.with_name(f"{method}.onnx")
-    with quiet():
-        from modelopt.onnx.quantization import quantize
-
-        quantize(
-            str(fp32),
-            quantize_mode="int8",
-            calibration_data={"images": pixels},
-            calibration_method=method,
-            calibration_eps=["cpu"],
-            nodes_to_exclude=EXCLUDED,
-            high_precision_dtype="fp32",
-            output_path=str(output),
-        )
-    model = onnx.load(str(output))
-    del model.metadata_props[:]
-    model.metadata_props.extend(onnx.load(str(fp32)).metadata_props)
-    onnx.save(model, str(output))
-    return output
 
 
 if __name__ == "__main__":

@@ -181,7 +181,9 @@ def test_a_gpu_that_rtx_does_not_know(needs_rtx, qdq_fp16, tmp_path):
 
 def test_auto_prefers_tensorrt(stand_in, needs_rtx, monkeypatch):
     assert choose_runtime("auto", lambda target: BuildSettings(target=target)).target == "tensorrt"
-    monkeypatch.setenv("ULTRA_MQ_TRT_PYTHON", "/nowhere/python")
+    missing = "/nowhere/python"
+    assert choose_runtime("auto", lambda target: BuildSettings(target=target, python=missing)).target == "rtx"
+    monkeypatch.setenv("ULTRA_MQ_TRT_PYTHON", missing)
     assert choose_runtime("auto", lambda target: BuildSettings(target=target)).target == "rtx"
     with pytest.raises(BackendError, match="/nowhere/python"):
         choose_runtime("tensorrt", lambda target: BuildSettings(target=target))

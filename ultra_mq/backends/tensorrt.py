@@ -37,7 +37,8 @@ class BuildSettings:
 
     Attributes:
         target: ``tensorrt``, or ``rtx`` for TensorRT-RTX.
-        python: Interpreter that has TensorRT; ``ULTRA_MQ_TRT_PYTHON`` or our own where it is None.
+        python: Interpreter that has TensorRT; ``ULTRA_MQ_TRT_PYTHON`` or our own where it is None. TensorRT-RTX always
+            runs in our own.
         workspace_gb: Limit of the builder's scratch memory, or None for the whole GPU.
         optimization_level: 0 (quick build) to 5 (fast engine), or None for TensorRT's default of 3.
         profile: Smallest, best and largest shape of the input, for a graph with dynamic axes.
@@ -64,7 +65,7 @@ class BuildSettings:
     @property
     def interpreter(self) -> Interpreter:
         """Where the builder lives."""
-        return Interpreter("tensorrt_rtx" if self.target == "rtx" else "tensorrt", self.python)
+        return Interpreter("tensorrt_rtx") if self.target == "rtx" else Interpreter("tensorrt", self.python)
 
 
 @dataclass(frozen=True)
