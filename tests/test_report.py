@@ -13,7 +13,7 @@ from ultra_mq.inspection import EngineLayer
 from ultra_mq.plan import uniform_plan
 from ultra_mq.recipe import Recipe
 from ultra_mq.results import Report, VariantResult
-from ultra_mq.tables import engine_row, loss_rows, milliseconds, points, result_row, verdict
+from ultra_mq.tables import advice, engine_row, loss_rows, milliseconds, points, result_row, verdict
 
 EMPTY = Detections((), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), ("a.jpg",))
 
@@ -82,6 +82,20 @@ def test_an_engine_is_held_against_its_onnx_and_against_fp16(tmp_path, model, re
     rows = loss_rows(Report(tmp_path, Recipe(), (results[0], fp16, int8)))
     assert rows[0][5:] == ("0.00", "1.00x")
     assert rows[1] == ("int8", "8.00", "81", "42.91", "42.91", "0.40", "0.87x")
+
+
+def test_a_slow_engine_is_not_recommended(tmp_path, results):
+    engine = make_engine({"a.b": "Int8"})
+    timed = tuple(dataclasses.replace(layer, ms=0.75 if layer.reformat else 0.25) for layer in engine.layers)
+    engine = dataclasses.replace(engine, layers=timed)
+
+    def said(speedup):
+        int8 = dataclasses.replace(results[1], engine=engine, engine_latency=latency(1.0, speedup))
+        return [line for line in advice(Report(tmp_path, Recipe(), (results[0], int8))) if "engine of int8" in line]
+
+    (line,) = said(0.86)
+    assert "slower than FP16 (0.86x): 1 reformats between INT8 and float take 75 % of its layers' time" in line
+    assert said(0.995) == said(1.14) == []
 
 
 def test_an_engine_that_was_not_run_has_dashes(results):

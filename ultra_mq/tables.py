@@ -66,6 +66,7 @@ def advice(report: Report) -> list[str]:
         for variant in mixed
         if variant.latency and variant.latency.speedup < 1
     ]
+    lines += [_slow_engine(variant) for variant in report.variants if _is_slow(variant)]
     if mixed and report.outlook and (best := max(mixed, key=lambda v: v.accuracy.agreement or 0.0)).plan:
         reached = best.plan.bits
         higher = next((row for row in report.outlook if row[0] > reached + 0.25), None)
@@ -134,6 +135,25 @@ def engine_row(variant: VariantResult) -> tuple[str, ...]:
         f"{latency.device_memory_bytes / 1e6:.0f}" if latency and latency.device_memory_bytes else "-",
         str(sum(kind == "Int8" for kind in engine.layer_types.values())),
         str(sum(layer.reformat for layer in engine.layers)),
+    )
+
+
+def _is_slow(variant: VariantResult) -> bool:
+    """Whether the engine is slower than the reference beyond the noise."""
+    return variant.engine_latency is not None and variant.engine_latency.speedup_interval[1] < 1
+
+
+def _slow_engine(variant: VariantResult) -> str:
+    assert variant.engine is not None
+    assert variant.engine_latency is not None
+    layers = variant.engine.layers
+    total = sum(layer.ms or 0.0 for layer in layers)
+    reformats = [layer for layer in layers if layer.reformat]
+    share = 100 * sum(layer.ms or 0.0 for layer in reformats) / total if total else 0.0
+    return (
+        f"The engine of {variant.name} is slower than FP16 ({variant.engine_latency.speedup:.2f}x): {len(reformats)} "
+        f"reformats between INT8 and float take {share:.0f} % of its layers' time. Deploy FP16 here, or quantize what "
+        f"lies between the convolutions too, as ultra-mq ptq does."
     )
 
 
