@@ -139,7 +139,7 @@ def stand_in(monkeypatch):
 
 @pytest.fixture(scope="session")
 def needs_rtx():
-    from ultra_mq.backends.tensorrt import BuildSettings, find_runtime
+    from ultra_mq.backends.engine import BuildSettings, find_runtime
     from ultra_mq.errors import BackendError
 
     try:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from ultra_mq import bench as module
-from ultra_mq.backends.tensorrt import BuildSettings, TensorRt, build_engine, find_runtime
+from ultra_mq.backends.engine import BuildSettings, find_runtime
+from ultra_mq.backends.tensorrt import TensorRt
+from ultra_mq.backends.tensorrt_build import build_engine
 from ultra_mq.bench import WARMUP_RUNS, bench
 from ultra_mq.errors import BackendError
 from ultra_mq.gpu import GpuState

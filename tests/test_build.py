@@ -7,8 +7,8 @@ import onnx
 import pytest
 from ultralytics import YOLO
 
+from ultra_mq.backends.engine import BuildSettings, load_engine
 from ultra_mq.backends.onnxruntime import OnnxRuntime
-from ultra_mq.backends.tensorrt import BuildSettings, load_engine
 from ultra_mq.backends.worker import WorkerError
 from ultra_mq.build import build
 from ultra_mq.errors import BackendError

@@ -98,10 +98,10 @@ def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):
 
 
 def test_an_engine_that_dies_when_it_runs(stand_in, short, monkeypatch):
-    from ultra_mq.backends import tensorrt
+    from ultra_mq.backends import tensorrt_build
 
     # The inspector runs the engine too; here the engine shall die in the validator.
-    monkeypatch.setattr(tensorrt, "read_layers", lambda *_: ())
+    monkeypatch.setattr(tensorrt_build, "read_layers", lambda *_: ())
     stand_in("crash-run")
     report = run_recipe(short)
     for variant in report.variants[1:]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ultra_mq.backends.tensorrt import BuildSettings, Engine
+from ultra_mq.backends.engine import BuildSettings, Engine
 from ultra_mq.bench import Latency
 from ultra_mq.coco import Detections
 from ultra_mq.evaluate import Accuracy

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ultra_mq.backends.tensorrt import BuildSettings, Engine, Runtime, build_engine, find_runtime, save_engine
+from ultra_mq.backends.engine import BuildSettings, Engine, Runtime, find_runtime, save_engine
+from ultra_mq.backends.tensorrt_build import build_engine
 from ultra_mq.backends.worker import WorkerError
 from ultra_mq.console import building, warn
 from ultra_mq.errors import BackendError

@@ -60,7 +60,7 @@ def build(
     """Build an engine from an FP32 or Q/DQ ONNX file, and repair what the builder cannot do."""
     from pydantic import TypeAdapter
 
-    from ultra_mq.backends.tensorrt import BuildSettings, Engine, Target, choose_runtime
+    from ultra_mq.backends.engine import BuildSettings, Engine, Target, choose_runtime
     from ultra_mq.build import build as build_stage
     from ultra_mq.cache import Cache
     from ultra_mq.data import load_image
@@ -227,7 +227,8 @@ def inspect(engine_file: Path, plan_file: Path | None, limit: int, trt_python: s
     """Show what an engine became: layers, fused nodes, types, times, and where they differ from the plan."""
     from dataclasses import asdict
 
-    from ultra_mq.backends.tensorrt import load_engine, read_layers
+    from ultra_mq.backends.engine import load_engine
+    from ultra_mq.backends.tensorrt import read_layers
     from ultra_mq.inspection import executed_types, find_mismatches
     from ultra_mq.plan import load_plan
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from ultra_mq.backends.tensorrt import BuildSettings, Target, find_runtime
+from ultra_mq.backends.engine import BuildSettings, Target, find_runtime
 from ultra_mq.console import quiet
 from ultra_mq.errors import BackendError
 

@@ -8,7 +8,8 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ultra_mq.backends.tensorrt import Engine, Runtime, TensorRt, choose_runtime, load_engine, save_engine
+from ultra_mq.backends.engine import Engine, Runtime, choose_runtime, load_engine, save_engine
+from ultra_mq.backends.tensorrt import TensorRt
 from ultra_mq.bench import Bench, bench
 from ultra_mq.build import build
 from ultra_mq.errors import BackendError

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from ultra_mq.backends.tensorrt import BuildSettings, Target
+from ultra_mq.backends.engine import BuildSettings, Target
 from ultra_mq.calibrate import Method
 from ultra_mq.cost import CostModel
 from ultra_mq.errors import RecipeError

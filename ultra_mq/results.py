@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultra_mq.backends.tensorrt import Engine
+from ultra_mq.backends.engine import Engine
 from ultra_mq.bench import Bench, Latency
 from ultra_mq.evaluate import Accuracy, Parity
 from ultra_mq.inspection import find_mismatches

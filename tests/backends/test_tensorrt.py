@@ -1,65 +1,23 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The client of TensorRT: on the stand-in of tests/fake where it runs engines, on TensorRT-RTX where it builds them."""
-
-import json
-import re
+"""Engines that run, on the stand-in of tests/fake."""
 
 import numpy as np
-import onnx
 import pytest
-from ultralytics.nn.backends.base import BaseBackend
 
 from ultra_mq.backends import open_file
+from ultra_mq.backends.engine import BuildSettings, find_runtime
 from ultra_mq.backends.onnxruntime import OnnxRuntime
-from ultra_mq.backends.tensorrt import (
-    BuildSettings,
-    TensorRt,
-    _choose_flags,
-    _choose_precisions,
-    build_engine,
-    choose_runtime,
-    find_runtime,
-    load_engine,
-)
-from ultra_mq.backends.worker import WorkerError
+from ultra_mq.backends.tensorrt import TensorRt
+from ultra_mq.backends.tensorrt_build import build_engine
 from ultra_mq.errors import BackendError
 from ultra_mq.evaluate import evaluate
-from ultra_mq.export import export_onnx, read_metadata
-from ultra_mq.inspection import find_mismatches
 
 RTX = BuildSettings(target="rtx")
-
-
-@pytest.fixture(scope="module")
-def metadata(qdq):
-    return read_metadata(onnx.load(str(qdq.path)))
-
-
-@pytest.fixture
-def engine(stand_in, qdq, metadata, tmp_path):
-    settings = BuildSettings()
-    return build_engine(qdq.path, tmp_path / "m.engine", metadata, settings, find_runtime(settings))
 
 
 @pytest.fixture
 def image(batches):
     return next(iter(batches))["img"][:1].numpy()
-
-
-def test_ultralytics_reads_the_header(engine, metadata):
-    offset, header = BaseBackend.engine_header(engine.path)
-    assert header == json.loads(json.dumps(metadata))
-    assert (header["batch"], header["stride"], header["task"]) == (1, 32, "detect")
-    assert header["args"]["nms"] is None
-    assert offset > 4
-
-
-def test_an_engine_is_described_beside_it(engine, qdq):
-    loaded = load_engine(engine.path)
-    assert loaded == engine
-    assert (loaded.flags, loaded.device, loaded.version) == (("FP16", "INT8"), "Stand-in GPU", "8.6.0")
-    assert loaded.onnx == qdq.path.name
-    assert [(layer.name, layer.ms) for layer in loaded.layers] == [("/model.0/conv/Conv", 0.5)]
 
 
 def test_shared_memory_changes_nothing(engine, qdq, image):
@@ -88,50 +46,6 @@ def test_timing(engine):
         assert len(backend.wall_ms) == 10
 
 
-def test_a_timing_cache_for_each_set_of_precisions(stand_in, qdq, metadata, tmp_path):
-    runtime = find_runtime(BuildSettings())
-    for _ in range(2):
-        build_engine(
-            qdq.path, tmp_path / "m.engine", metadata, BuildSettings(), runtime, timing_caches=tmp_path / "timing"
-        )
-    (cache,) = (tmp_path / "timing").iterdir()
-    assert cache.name == "Stand-in_GPU-8.6.0-FP16-INT8.timing"
-    assert cache.read_bytes() == b"++"
-
-
-def test_a_failed_build_leaves_no_file(stand_in, qdq, metadata, tmp_path):
-    runtime = find_runtime(BuildSettings())
-    stand_in("crash-build")
-    with pytest.raises(WorkerError, match="signal 11"):
-        build_engine(qdq.path, tmp_path / "out" / "m.engine", metadata, BuildSettings(), runtime)
-    assert not (tmp_path / "out").exists()
-
-
-def test_precision_stands_in_flags_before_tensorrt_10(stand_in, model, qdq, tmp_path):
-    runtime = find_runtime(BuildSettings())
-    fp32 = export_onnx(model.module, tmp_path / "fp32.onnx", 160).path
-    assert _choose_flags(fp32, BuildSettings(), runtime) == ("FP16",)
-    assert _choose_flags(qdq.path, BuildSettings(version_compatible=True), runtime) == (
-        "FP16", "INT8", "VERSION_COMPATIBLE",
-    )  # fmt: skip
-    rules = _choose_precisions(fp32)
-
-    def precision(rules, node):
-        return next((kind for pattern, kind in rules if re.search(pattern, node)), None)
-
-    assert precision(rules, "/model.23/dfl/conv/Conv") == "FLOAT"
-    assert precision(rules, "/model.0/conv/Conv") == "HALF"
-
-
-def test_only_float_convolutions_of_a_quantized_graph_are_told_their_type(qdq, plan):
-    rules = _choose_precisions(qdq.path)
-    told = {pattern.strip("^$").replace("\\", "") for pattern, kind in rules if kind == "HALF"}
-    assert len([name for name in told if name.endswith("/Conv")]) == sum(
-        layer.format == "fp16" for layer in plan.layers
-    )
-    assert not any(name.endswith(("Sigmoid", "Add", "Concat")) for name in told)
-
-
 def test_a_file_that_is_no_engine(stand_in, tmp_path):
     (tmp_path / "x.engine").write_bytes(b"\0" * 100)
     with pytest.raises(BackendError, match=r"x\.engine' cannot be opened: Serialization assertion failed"):
@@ -142,48 +56,7 @@ def test_a_file_that_is_no_engine(stand_in, tmp_path):
         open_file(tmp_path / "x.pt")
 
 
-def test_rtx_runs_every_layer_in_the_precision_of_the_plan(needs_rtx, qdq_fp16, plan, metadata, tmp_path):
-    engine = build_engine(qdq_fp16.path, tmp_path / "m.engine", metadata, RTX, find_runtime(RTX))
-    assert find_mismatches(plan, engine.layer_types) == []
-    assert engine.layer_types["model.23.dfl.conv"] == "Float"  # part of box decode, kept in FP32 on purpose
-    assert {"Int8", "Half"} <= set(engine.layer_types.values())
-    assert (engine.device, engine.flags) == ("8.9", ())
-    assert BaseBackend.engine_header(engine.path)[1]["task"] == "detect"
-
-
 def test_rtx_engines_are_not_taken_for_tensorrt_engines(needs_rtx, stand_in, qdq_fp16, metadata, tmp_path):
     build_engine(qdq_fp16.path, tmp_path / "m.engine", metadata, RTX, find_runtime(RTX))
     with pytest.raises(BackendError, match="engine of TensorRT-RTX"):
         TensorRt(tmp_path / "m.engine")
-
-
-def test_rtx_reports_progress(needs_rtx, qdq_fp16, metadata, tmp_path):
-    seen = []
-    build_engine(
-        qdq_fp16.path, tmp_path / "m.engine", metadata, RTX, find_runtime(RTX), on_progress=lambda *p: seen.append(p)
-    )
-    assert len(seen) > 5
-    assert all(0 < step <= steps for _, step, steps in seen if steps)
-
-
-def test_a_graph_that_rtx_cannot_parse(needs_rtx, tmp_path):
-    (tmp_path / "x.onnx").write_bytes(b"nothing")
-    with pytest.raises(WorkerError, match="the parser refused the graph"):
-        build_engine(tmp_path / "x.onnx", tmp_path / "x.engine", {}, RTX, find_runtime(RTX))
-    assert not (tmp_path / "x.engine").exists()
-
-
-def test_a_gpu_that_rtx_does_not_know(needs_rtx, qdq_fp16, tmp_path):
-    settings = BuildSettings(target="rtx", compute_capability="9.9")
-    with pytest.raises(WorkerError, match=r"no ComputeCapability SM99; it knows .*SM89"):
-        build_engine(qdq_fp16.path, tmp_path / "x.engine", {}, settings, find_runtime(settings))
-
-
-def test_auto_prefers_tensorrt(stand_in, needs_rtx, monkeypatch):
-    assert choose_runtime("auto", lambda target: BuildSettings(target=target)).target == "tensorrt"
-    missing = "/nowhere/python"
-    assert choose_runtime("auto", lambda target: BuildSettings(target=target, python=missing)).target == "rtx"
-    monkeypatch.setenv("ULTRA_MQ_TRT_PYTHON", missing)
-    assert choose_runtime("auto", lambda target: BuildSettings(target=target)).target == "rtx"
-    with pytest.raises(BackendError, match="/nowhere/python"):
-        choose_runtime("tensorrt", lambda target: BuildSettings(target=target))

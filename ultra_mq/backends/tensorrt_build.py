@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""An ONNX file to an engine of TensorRT 8.6, 10, 11 or TensorRT-RTX, in the worker.
+
+TensorRT builds on the GPU that the engine is for. TensorRT-RTX builds ahead of time, without a GPU, for GeForce RTX and
+RTX PRO cards; its engines are not TensorRT plans, and a build proves that the graph parses and keeps its precisions,
+not how fast TensorRT runs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ultra_mq.backends.engine import BuildSettings, Engine, Runtime, save_engine
+from ultra_mq.backends.tensorrt import read_layers
+from ultra_mq.backends.worker import Progress, Worker
+from ultra_mq.export import decode_patterns
+from ultra_mq.files import atomic_path
+from ultra_mq.inspection import read_rtx_table
+
+
+def build_engine(
+    onnx_file: Path,
+    path: Path,
+    metadata: Mapping[str, Any],
+    settings: BuildSettings,
+    runtime: Runtime,
+    *,
+    timing_caches: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Engine:
+    """Build an engine.
+
+    Args:
+        onnx_file: FP32 or Q/DQ graph for a weakly typed runtime, a graph with FP16 in it for a strongly typed one.
+        path: Engine file to write; the file appears when it is whole, and a ``.json`` beside it.
+        metadata: Ultralytics metadata for the header.
+        settings: How to build.
+        runtime: From ``find_runtime``.
+        timing_caches: Folder of timing caches, one for each GPU, version and set of precisions; None keeps none.
+        on_progress: Receives the builder's progress where it reports any.
+
+    Raises:
+        WorkerError: TensorRT refused the graph, or its process died; its own words are in the message.
+    """
+    flags = _choose_flags(onnx_file, settings, runtime)
+    device = runtime.gpu["name"] if runtime.gpu and settings.target == "tensorrt" else settings.compute_capability
+    request: dict[str, Any] = {**asdict(settings), "flags": flags}
+    if not runtime.strongly_typed:
+        request["precisions"] = _choose_precisions(onnx_file)
+    request["profile"] = {"images": settings.profile} if settings.profile else None
+    if settings.target == "tensorrt":
+        request["compute_capability"] = None
+    cache = None
+    if timing_caches is not None and settings.target == "tensorrt":
+        timing_caches.mkdir(parents=True, exist_ok=True)
+        name = "-".join([device, runtime.version, *(flags or ("typed",))]).replace(" ", "_")
+        cache = str(timing_caches / f"{name}.timing")
+    header = json.dumps(dict(metadata)).encode()
+    with Worker(settings.interpreter) as worker, tempfile.TemporaryDirectory(prefix="ultra-mq-build-") as folder:
+        plan = Path(folder) / "plan"
+        answer = worker.call(
+            "build",
+            settings.timeout_s,
+            on_progress,
+            onnx=str(onnx_file.resolve()),
+            plan=str(plan),
+            settings=request,
+            timing_cache=cache,
+        )
+        with atomic_path(path) as temporary:
+            # Ultralytics' own layout: length, JSON, engine (BaseBackend.engine_header).
+            temporary.write_bytes(len(header).to_bytes(4, "little") + header + plan.read_bytes())
+    layers = read_rtx_table(answer["layer_table"])
+    if settings.target == "tensorrt":
+        layers = read_layers(path, settings.python)
+    built = Engine(
+        path=path,
+        target=settings.target,
+        version=runtime.version,
+        device=device,
+        size_bytes=path.stat().st_size,
+        build_seconds=float(answer["seconds"]),
+        flags=flags,
+        onnx=onnx_file.name,
+        onnx_sha256=hashlib.sha256(onnx_file.read_bytes()).hexdigest(),
+        settings=settings,
+        layers=layers,
+    )
+    save_engine(built)
+    return built
+
+
+def _choose_precisions(onnx_file: Path) -> list[tuple[str, str]]:
+    """Types for a weakly typed builder: box decode in FP32, every other layer that is not quantized in FP16.
+
+    In a Q/DQ graph only convolutions and matrix products are told: what stands between them must stay free to be fused
+    into INT8 kernels.
+    """
+    import onnx
+
+    graph = onnx.load(str(onnx_file))
+    rules = [(pattern, "FLOAT") for pattern in decode_patterns(graph)]
+    if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
+        return [*rules, ("", "HALF")]
+    dequantized = {out for node in graph.graph.node if node.op_type == "DequantizeLinear" for out in node.output}
+    floats = [
+        node.name
+        for node in graph.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[0] not in dequantized
+    ]
+    return rules + [(f"^{re.escape(name)}$", "HALF") for name in floats]
+
+
+def _choose_flags(onnx_file: Path, settings: BuildSettings, runtime: Runtime) -> tuple[str, ...]:
+    import onnx
+
+    flags = ["VERSION_COMPATIBLE"] if settings.version_compatible else []
+    if not runtime.strongly_typed:
+        graph = onnx.load(str(onnx_file)).graph
+        quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
+        flags = ["FP16", *(["INT8"] if quantized else []), *flags]
+    return tuple(flags)
