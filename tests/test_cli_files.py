@@ -134,5 +134,3 @@ def test_autocast_lists_what_stays_in_fp32(run, qdq, data, tmp_path):
     code, out, _ = run("autocast", qdq.path, "--image", data.calibration.images[0], "-o", "f.onnx", "--json")
     assert code == 0
     assert "/model.23/dfl/conv/Conv" in json.loads(out)["fp32_nodes"]
-    code, _, err = run("autocast", qdq.path, "--image", data.calibration.images[0], "-o", "f.onnx")
-    assert "nodes in FP32" in err

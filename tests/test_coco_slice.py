@@ -71,15 +71,14 @@ def test_a_second_run_comes_from_the_cache(report, document):
     assert [v.accuracy.agreement for v in again.variants] == [v.accuracy.agreement for v in report.variants]
 
 
-@pytest.mark.parametrize(("preset", "agreement"), [("everything", 0.856), ("nohead", 0.883)])
-def test_modelopts_onnx_path(report, document, tmp_path, preset, agreement):
-    """The figures that this path is known for, with 160 calibration images; ``nohead`` is Ultralytics' own recipe."""
+def test_modelopts_onnx_path(report, document, tmp_path):
+    """The figure that Ultralytics' own recipe is known for, with 160 calibration images."""
     session = open_session(make_recipe(document))
     pixels = save_calibration(session.calibration_batches(160), tmp_path / "calibration.npy")
     fp32 = report.folder / report.reference.onnx
-    graph = ptq(fp32, tmp_path / "ptq.onnx", pixels, PtqSettings(preset=preset))
-    found = compare(evaluate_onnx(session, graph.path, preset), report.reference.accuracy.detections)
-    assert found.agreement == pytest.approx(agreement, abs=0.02)
+    graph = ptq(fp32, tmp_path / "ptq.onnx", pixels, PtqSettings())
+    found = compare(evaluate_onnx(session, graph.path, "ptq"), report.reference.accuracy.detections)
+    assert found.agreement == pytest.approx(0.883, abs=0.02)
 
 
 def test_qat_keeps_the_quantizers(coco_weights, coco_slice, tmp_path):

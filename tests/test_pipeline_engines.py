@@ -27,12 +27,11 @@ def recipe(weights, shapes, tmp_path):
         "imgsz": 160,
         "project": str(tmp_path),
         "calibration": {"images": 8, "bias_correction": 4},
-        "sensitivity": {"images": 8},
         "evaluation": {"parity": False},
         "bench": {"rounds": 2, "runs": 2, "engine_runs": 100},
         "engine": {"target": "tensorrt"},
     }
-    return compare_recipe(weights, [10], settings)
+    return compare_recipe(weights, [], settings)
 
 
 @pytest.fixture
@@ -44,15 +43,15 @@ def short(recipe):
 def test_engines_are_proven_and_repaired(stand_in, recipe):
     stand_in(f"refuse={NODE}")
     report = run_recipe(recipe)
-    fp32, fp16, int8, ptq, mixed = report.variants
+    fp32, fp16, int8, ptq = report.variants
     assert fp32.engine is None
-    for variant in (fp16, int8, ptq, mixed):
+    for variant in (fp16, int8, ptq):
         assert variant.engine_error is None
         assert variant.engine_accuracy.map50_95 > 0.3
         assert variant.engine_latency.samples == 200
         assert variant.engine_latency.p50_ms > 0
     # The stand-in runs the very graph it was given.
-    for variant in (int8, ptq, mixed):
+    for variant in (int8, ptq):
         assert variant.engine_agreement == 1
         assert variant.engine_accuracy.map50_95 == variant.accuracy.map50_95
     assert fp16.engine_latency.speedup == 1
@@ -61,17 +60,17 @@ def test_engines_are_proven_and_repaired(stand_in, recipe):
     saved = load_plan(report.folder / "int8" / "plan.yaml")
     assert {layer.name for layer in saved.layers if layer.why == "repaired"} == {LAYER}
     assert 8 < saved.bits < 8.1
-    assert sum("TensorRT cannot build them" in warning for warning in report.warnings) >= 2
+    assert sum("TensorRT cannot build them" in warning for warning in report.warnings) == 2
     folder = report.folder
     results = json.loads((folder / "results.json").read_text())
     assert results["variants"][2]["engine"]["repaired"] == [LAYER]
     assert "detections" not in results["variants"][2]["engine_accuracy"]
     page = (folder / "results-shapes-yolo11n-trt-shapes.md").read_text()
-    assert all(f"| {variant.name} | TensorRT 8.6.0, Stand-in GPU |" in page for variant in (fp16, int8, ptq, mixed))
+    assert all(f"| {variant.name} | TensorRT 8.6.0, Stand-in GPU |" in page for variant in (fp16, int8, ptq))
     assert "loss to FP16" in page
     assert (folder / "pareto.png").stat().st_size > 10_000
     assert "Left in float because the builder failed on them: model.2.cv2.conv" in (folder / "report.md").read_text()
-    assert (folder / "sensitivity.csv").read_text().splitlines()[0].count("executed") == 3
+    assert (folder / "sensitivity.csv").read_text().splitlines()[0].count("executed") == 2
 
 
 def test_a_second_run_builds_nothing(stand_in, short):
