@@ -9,8 +9,9 @@ import yaml
 
 from ultra_mq.cost import layer_sizes
 from ultra_mq.errors import BudgetError, PlanError
-from ultra_mq.plan import check_bits, check_plan, load_plan, make_plan, save_plan, solve_plan, uniform_plan
+from ultra_mq.plan import check_bits, check_plan, load_plan, make_plan, save_plan, uniform_plan
 from ultra_mq.sensitivity import Sensitivity
+from ultra_mq.solve import solve_plan
 
 
 def toy(model, scores, numels):

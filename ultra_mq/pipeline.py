@@ -16,7 +16,7 @@ from ultra_mq.errors import ParityError, RunFolderError
 from ultra_mq.evaluate import Accuracy, compare
 from ultra_mq.export import check_graph, export_onnx
 from ultra_mq.files import publish
-from ultra_mq.plan import PrecisionPlan, check_plan, save_plan, solve_plan
+from ultra_mq.plan import PrecisionPlan, check_plan, save_plan
 from ultra_mq.recipe import Recipe, Variant, save_recipe
 from ultra_mq.report import write_report
 from ultra_mq.results import Report, VariantResult
@@ -31,6 +31,7 @@ from ultra_mq.session import (
     plan_variant,
     score_layers,
 )
+from ultra_mq.solve import solve_plan
 
 OUTLOOK_BITS = (8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0, 14.0)
 TENSORRT_HINT = "TensorRT engines, which need an NVIDIA GPU; on that machine: ultra-mq build {onnx}"

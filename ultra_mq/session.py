@@ -25,11 +25,12 @@ from ultra_mq.errors import DataError
 from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate, load_accuracy, save_accuracy
 from ultra_mq.export import OPSET, convert_to_fp16, export_onnx
 from ultra_mq.model import PreparedModel, load_model
-from ultra_mq.plan import PrecisionPlan, check_bits, solve_plan, uniform_plan
+from ultra_mq.plan import PrecisionPlan, check_bits, uniform_plan
 from ultra_mq.ptq import PtqMethod, PtqSettings, ptq, save_calibration
 from ultra_mq.quantization import apply_plan, save_checkpoint
 from ultra_mq.recipe import Recipe, Variant
 from ultra_mq.sensitivity import Sensitivity, measure_sensitivity
+from ultra_mq.solve import solve_plan
 
 if TYPE_CHECKING:
     from torch import nn
