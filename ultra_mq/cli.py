@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ultra_mq import __version__, cli_files, cli_onnx
-from ultra_mq.cli_options import OVERRIDES_HELP, command_options
+from ultra_mq.cli_options import OVERRIDES_HELP, command_options, trt_python
 from ultra_mq.console import console
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def apply(plan_file: Path, weights: str, overrides: tuple[str, ...], as_json: bo
 @click.argument("weights")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--bits", type=float, multiple=True, default=(9.0, 10.0), show_default=True, help="Budgets; repeatable.")
-@click.option("--trt-python", metavar="PYTHON", help="Interpreter that has TensorRT.")
+@trt_python
 @click.option("--target", type=click.Choice(["auto", "tensorrt", "rtx", "none"]), default="auto", show_default=True)
 @command_options
 def compare(

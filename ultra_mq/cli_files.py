@@ -12,12 +12,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ultra_mq.cli_options import OVERRIDES_HELP, command_options
+from ultra_mq.cli_options import FILE, OVERRIDES_HELP, command_options, trt_python
 from ultra_mq.console import console
-
-FILE = click.Path(path_type=Path)
-
-trt_python = click.option("--trt-python", metavar="PYTHON", help="Interpreter that has TensorRT.")
 
 
 def build_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -101,7 +97,10 @@ def build(
         click.echo(TypeAdapter(Engine).dump_json(engine, exclude={"layers"}).decode())
         return
     console.print(f"{path}: {engine.size_bytes / 1e6:.1f} MB in {engine.build_seconds:.0f} s.", soft_wrap=True)
-    console.print(f"{_name(engine)}; convolutions: {_count(engine.layer_types.values())}", soft_wrap=True)
+    console.print(
+        f"{engine.runtime_name} for {engine.device}; convolutions: {_count(engine.layer_types.values())}",
+        soft_wrap=True,
+    )
     if engine.repaired:
         console.print(f"Left in float: {', '.join(engine.repaired)}; the graph is {built.onnx}", soft_wrap=True)
 
@@ -227,13 +226,13 @@ def inspect(engine_file: Path, plan_file: Path | None, limit: int, trt_python: s
     """Show what an engine became: layers, fused nodes, types, times, and where they differ from the plan."""
     from dataclasses import asdict
 
-    from ultra_mq.backends.engine import load_engine
+    from ultra_mq.backends.engine import describe_path, load_engine
     from ultra_mq.backends.tensorrt import read_layers
     from ultra_mq.inspection import executed_types, find_mismatches
     from ultra_mq.plan import load_plan
 
-    described = engine_file.with_name(f"{engine_file.name}.json")
-    layers = load_engine(engine_file).layers if described.exists() else read_layers(engine_file, trt_python)
+    described = describe_path(engine_file).exists()
+    layers = load_engine(engine_file).layers if described else read_layers(engine_file, trt_python)
     mismatches = find_mismatches(load_plan(plan_file), executed_types(layers)) if plan_file else []
     if as_json:
         click.echo(json.dumps({"layers": [asdict(layer) for layer in layers], "mismatches": mismatches}, indent=2))
@@ -282,7 +281,3 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def _count(types: Any) -> str:
     found = list(types)
     return ", ".join(f"{found.count(name)} {name}" for name in dict.fromkeys(found)) or "none"
-
-
-def _name(engine: Any) -> str:
-    return f"{'TensorRT-RTX' if engine.target == 'rtx' else 'TensorRT'} {engine.version} for {engine.device}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from ultra_mq.cli_options import OVERRIDES_HELP, command_options
+from ultra_mq.cli_options import FILE, OVERRIDES_HELP, command_options
 from ultra_mq.console import console
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command(epilog=OVERRIDES_HELP)
@@ -74,11 +72,11 @@ def autocast(
     from ultra_mq.export import convert_to_fp16, input_shape, load_graph
     from ultra_mq.ptq import hot_spots
 
-    precision = "bf16" if bf16 else "fp16"
+    precision: Literal["fp16", "bf16"] = "bf16" if bf16 else "fp16"
     imgsz = input_shape(load_graph(onnx_file))[2] or 640
     pixels = load_image(image, imgsz) if image else None
     path = output or onnx_file.with_name(f"{onnx_file.stem}-{precision}.onnx")
-    graph = convert_to_fp16(onnx_file, path, pixels, precision="bf16" if bf16 else "fp16", exclude=exclude)
+    graph = convert_to_fp16(onnx_file, path, pixels, precision=precision, exclude=exclude)
     spots = hot_spots(onnx.load(str(path)))
     if as_json:
         click.echo(json.dumps({"onnx": str(path), "fp32_nodes": spots}))

@@ -7,6 +7,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,10 @@ import click
 from ultra_mq.console import console
 from ultra_mq.errors import UltraMQError
 from ultra_mq.files import UNWRITABLE
+
+FILE = click.Path(path_type=Path)
+
+trt_python = click.option("--trt-python", metavar="PYTHON", help="Interpreter that has TensorRT.")
 
 OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
 

@@ -22,7 +22,6 @@ from ultra_mq.results import VariantResult
 from ultra_mq.session import Session, evaluate_onnx
 
 NAME = "model.engine"
-REPAIRED = "model-repaired.onnx"
 
 
 def find_engine_runtime(recipe: Recipe) -> tuple[Runtime | None, list[str]]:
@@ -64,7 +63,7 @@ def add_engine(
         path = publish(entry / NAME, folder / f"{stem}{suffix}")
         engine = replace(load_engine(entry / NAME), path=path)
         if engine.repaired:
-            onnx = publish(entry / REPAIRED, folder / f"{stem}-repaired.onnx")
+            onnx = publish(entry / engine.onnx, folder / f"{stem}-repaired.onnx")
             engine = replace(engine, onnx=onnx.name)
             result = _with_repair(session, run, result, engine, onnx, reference)
         save_engine(engine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,33 +86,20 @@ def read_rtx_table(table: str) -> tuple[EngineLayer, ...]:
         if name is None or kind is None:
             continue
         weights = re.search(r"Constants: \[ \{.*?Datatype: (\w+)", row)
-        convolves = weights is not None and kind[1] != POINTWISE
         nodes = tuple(_NODE.findall(row))
-        precision = weights[1] if weights is not None and convolves else ""
+        precision = weights[1] if weights is not None and kind[1] != POINTWISE else ""
         layers.append(EngineLayer(name[1], kind[1], precision, nodes, reformat="reformat" in kind[1].lower()))
     return tuple(layers)
 
 
 def executed_types(layers: Iterable[EngineLayer]) -> dict[str, str]:
     """Module path of every convolution to the type it runs in."""
-    return {
-        layer_of(node): layer.precision
-        for layer in layers
-        if layer.precision and not layer.reformat
-        for node in layer.nodes
-        if _CONVOLUTION.fullmatch(node)
-    }
+    return {name: layer.precision for name, layer in _convolutions(layers)}
 
 
 def layer_times(layers: Iterable[EngineLayer]) -> dict[str, float]:
     """Module path of every convolution to the milliseconds of the engine layer that it is part of."""
-    return {
-        layer_of(node): layer.ms
-        for layer in layers
-        if layer.ms is not None and layer.precision and not layer.reformat
-        for node in layer.nodes
-        if _CONVOLUTION.fullmatch(node)
-    }
+    return {name: layer.ms for name, layer in _convolutions(layers) if layer.ms is not None}
 
 
 def find_mismatches(plan: PrecisionPlan, executed: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -126,6 +113,14 @@ def find_mismatches(plan: PrecisionPlan, executed: Mapping[str, str]) -> list[tu
         if actual != EXECUTED[layer.format] and ".dfl." not in layer.name:
             found.append((layer.name, layer.format, actual))
     return found
+
+
+def _convolutions(layers: Iterable[EngineLayer]) -> Iterator[tuple[str, EngineLayer]]:
+    for layer in layers:
+        if layer.precision and not layer.reformat:
+            for node in layer.nodes:
+                if _CONVOLUTION.fullmatch(node):
+                    yield layer_of(node), layer
 
 
 def _precision(entry: Mapping[str, Any]) -> str:

@@ -121,7 +121,7 @@ def engine_row(variant: VariantResult) -> tuple[str, ...]:
     low, high = latency.speedup_interval if latency else (0.0, 0.0)
     return (
         variant.name,
-        f"{'TensorRT-RTX' if engine.target == 'rtx' else 'TensorRT'} {engine.version}, {engine.device}",
+        f"{engine.runtime_name}, {engine.device}",
         points(accuracy.map50_95 if accuracy else None),
         change or "-",
         _share(variant.engine_agreement),

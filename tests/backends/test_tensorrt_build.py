@@ -4,6 +4,7 @@
 import json
 import re
 
+import onnx
 import pytest
 from ultralytics.nn.backends.base import BaseBackend
 
@@ -43,11 +44,10 @@ def test_a_failed_build_leaves_no_file(stand_in, qdq, metadata, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_precision_stands_in_flags_before_tensorrt_10(stand_in, model, qdq, tmp_path):
-    runtime = find_runtime(BuildSettings())
-    fp32 = export_onnx(model.module, tmp_path / "fp32.onnx", 160).path
-    assert _choose_flags(fp32, BuildSettings(), runtime) == ("FP16",)
-    assert _choose_flags(qdq.path, BuildSettings(version_compatible=True), runtime) == (
+def test_precision_stands_in_flags_before_tensorrt_10(model, qdq, tmp_path):
+    fp32 = onnx.load(str(export_onnx(model.module, tmp_path / "fp32.onnx", 160).path))
+    assert _choose_flags(fp32, BuildSettings()) == ("FP16",)
+    assert _choose_flags(onnx.load(str(qdq.path)), BuildSettings(version_compatible=True)) == (
         "FP16", "INT8", "VERSION_COMPATIBLE",
     )  # fmt: skip
     rules = _choose_precisions(fp32)
@@ -60,7 +60,7 @@ def test_precision_stands_in_flags_before_tensorrt_10(stand_in, model, qdq, tmp_
 
 
 def test_only_float_convolutions_of_a_quantized_graph_are_told_their_type(qdq, plan):
-    rules = _choose_precisions(qdq.path)
+    rules = _choose_precisions(onnx.load(str(qdq.path)))
     told = {pattern.strip("^$").replace("\\", "") for pattern, kind in rules if kind == "HALF"}
     assert len([name for name in told if name.endswith("/Conv")]) == sum(
         layer.format == "fp16" for layer in plan.layers

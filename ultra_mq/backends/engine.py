@@ -109,6 +109,11 @@ class Engine:
     repaired: tuple[str, ...] = ()
 
     @property
+    def runtime_name(self) -> str:
+        """Name and version of the TensorRT that built it."""
+        return f"{'TensorRT-RTX' if self.target == 'rtx' else 'TensorRT'} {self.version}"
+
+    @property
     def layer_types(self) -> dict[str, str]:
         """Module path of every convolution to the type it runs in."""
         return executed_types(self.layers)
@@ -147,10 +152,15 @@ def choose_runtime(target: Literal["auto"] | Target, settings: Callable[[Target]
     raise BackendError(" ".join(reasons))
 
 
+def describe_path(path: Path) -> Path:
+    """The file beside an engine that describes it."""
+    return path.with_name(f"{path.name}.json")
+
+
 def save_engine(engine: Engine) -> None:
     """Write everything known of an engine into ``<file>.json`` beside it."""
     document = TypeAdapter(Engine).dump_json(engine, indent=1).decode()
-    write_text(engine.path.with_name(f"{engine.path.name}.json"), document)
+    write_text(describe_path(engine.path), document)
 
 
 def load_engine(path: Path) -> Engine:
@@ -159,7 +169,7 @@ def load_engine(path: Path) -> Engine:
     Raises:
         BackendError: There is no such file, or it is not ours.
     """
-    file = path.with_name(f"{path.name}.json")
+    file = describe_path(path)
     try:
         return TypeAdapter(Engine).validate_python({**json.loads(file.read_text()), "path": path})
     except (OSError, ValueError) as error:

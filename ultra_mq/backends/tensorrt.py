@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ultra_mq.backends.engine import QUICK_TIMEOUT_S, load_engine
+from ultra_mq.backends.engine import QUICK_TIMEOUT_S, describe_path, load_engine
 from ultra_mq.backends.worker import Interpreter, Segment, Worker, WorkerError
 from ultra_mq.errors import BackendError
 from ultra_mq.inspection import EngineLayer, read_inspector
@@ -124,4 +124,4 @@ class TensorRt:
 
 
 def _described_as_rtx(path: Path) -> bool:
-    return path.with_name(f"{path.name}.json").exists() and load_engine(path).target == "rtx"
+    return describe_path(path).exists() and load_engine(path).target == "rtx"

@@ -15,14 +15,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultra_mq.backends.engine import BuildSettings, Engine, Runtime, save_engine
 from ultra_mq.backends.tensorrt import read_layers
 from ultra_mq.backends.worker import Progress, Worker
-from ultra_mq.export import decode_patterns
+from ultra_mq.export import decode_patterns, load_graph
 from ultra_mq.files import atomic_path
 from ultra_mq.inspection import read_rtx_table
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def build_engine(
@@ -49,11 +52,12 @@ def build_engine(
     Raises:
         WorkerError: TensorRT refused the graph, or its process died; its own words are in the message.
     """
-    flags = _choose_flags(onnx_file, settings, runtime)
+    graph = None if runtime.strongly_typed else load_graph(onnx_file)
+    flags = _choose_flags(graph, settings)
     device = runtime.gpu["name"] if runtime.gpu and settings.target == "tensorrt" else settings.compute_capability
     request: dict[str, Any] = {**asdict(settings), "flags": flags}
-    if not runtime.strongly_typed:
-        request["precisions"] = _choose_precisions(onnx_file)
+    if graph is not None:
+        request["precisions"] = _choose_precisions(graph)
     request["profile"] = {"images": settings.profile} if settings.profile else None
     if settings.target == "tensorrt":
         request["compute_capability"] = None
@@ -97,17 +101,14 @@ def build_engine(
     return built
 
 
-def _choose_precisions(onnx_file: Path) -> list[tuple[str, str]]:
+def _choose_precisions(graph: onnx.ModelProto) -> list[tuple[str, str]]:
     """Types for a weakly typed builder: box decode in FP32, every other layer that is not quantized in FP16.
 
     In a Q/DQ graph only convolutions and matrix products are told: what stands between them must stay free to be fused
     into INT8 kernels.
     """
-    import onnx
-
-    graph = onnx.load(str(onnx_file))
     rules = [(pattern, "FLOAT") for pattern in decode_patterns(graph)]
-    if not any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
+    if not _is_quantized(graph):
         return [*rules, ("", "HALF")]
     dequantized = {out for node in graph.graph.node if node.op_type == "DequantizeLinear" for out in node.output}
     floats = [
@@ -118,12 +119,11 @@ def _choose_precisions(onnx_file: Path) -> list[tuple[str, str]]:
     return rules + [(f"^{re.escape(name)}$", "HALF") for name in floats]
 
 
-def _choose_flags(onnx_file: Path, settings: BuildSettings, runtime: Runtime) -> tuple[str, ...]:
-    import onnx
+def _choose_flags(graph: onnx.ModelProto | None, settings: BuildSettings) -> tuple[str, ...]:
+    """Builder flags; a weakly typed builder is told its precisions by them, and passes its graph."""
+    precisions = [] if graph is None else ["FP16", *(["INT8"] if _is_quantized(graph) else [])]
+    return (*precisions, *(["VERSION_COMPATIBLE"] if settings.version_compatible else []))
 
-    flags = ["VERSION_COMPATIBLE"] if settings.version_compatible else []
-    if not runtime.strongly_typed:
-        graph = onnx.load(str(onnx_file)).graph
-        quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
-        flags = ["FP16", *(["INT8"] if quantized else []), *flags]
-    return tuple(flags)
+
+def _is_quantized(graph: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in graph.graph.node)
