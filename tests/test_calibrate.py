@@ -7,6 +7,8 @@ import torch
 
 from ultra_mq.calibrate import calibrate, least_squares_amax
 from ultra_mq.errors import DataError
+from ultra_mq.flow import trace_flow
+from ultra_mq.placement import place_joins
 
 
 def histogram(values):
@@ -42,7 +44,25 @@ def test_max_is_the_largest_input(model, batches):
             model.module(batch["img"])
     handle.remove()
     assert calibration.amax["model.1.conv"] == pytest.approx(max(largest), rel=1e-3)
-    assert calibration.amax.keys() == {layer.name for layer in model.quantizable}
+
+
+def test_ranges_are_for_all_layers_and_joins_or_for_layers_alone(model, batches, calibration):
+    layers = {layer.name for layer in model.quantizable}
+    joins = place_joins(trace_flow(model.module, 64), dict.fromkeys(layers, "int8"))
+    assert calibration.amax.keys() == {*layers, *joins}
+    alone = calibrate(model, batches, "max", "torch").amax
+    assert alone.keys() == layers
+    shared = calibrate(model, batches, "max", "runtime").amax
+    assert shared["model.13.cv1.conv"] == shared["model.11.input_quantizer"] >= alone["model.13.cv1.conv"]
+    assert shared["model.0.conv"] == alone["model.0.conv"]
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_modelopts_methods_clip(method, model, batches):
+    largest = calibrate(model, batches, "max").amax
+    found = calibrate(model, batches, method).amax
+    assert all(0 < found[name] <= largest[name] * 1.001 for name in largest)
+    assert any(found[name] < 0.9 * largest[name] for name in largest)
 
 
 def test_mse_never_exceeds_max(model, batches, calibration):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultra_mq.cache import Cache
 from ultra_mq.data import Batches, choose, load_data
+from ultra_mq.errors import RecipeError
 from ultra_mq.export import Graph, export_onnx, input_shape, load_graph
 from ultra_mq.model import load_model, prepare_model
 from ultra_mq.pipeline import run_recipe
@@ -58,6 +59,8 @@ def quantize(
     """
     document = {**settings, "data": str(data), "variants": [{"name": "model", "bits": bits}]}
     recipe = make_recipe(document, where="arguments of quantize()")
+    if recipe.placement == "onnx":
+        raise RecipeError("placement=onnx makes an ONNX file and no torch model. Use placement='runtime' or 'torch'.")
     prepared = prepare_model(model, torch_device(recipe.device))
     session = open_session(recipe, cache, prepared)
     if plan is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ultra_mq import __version__, cli_files, cli_onnx
-from ultra_mq.cli_options import OVERRIDES_HELP, command_options, trt_python
+from ultra_mq.cli_options import OVERRIDES_HELP, command_options, placement, trt_python
 from ultra_mq.console import console
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ def main() -> None:
 @click.option("--bits", type=float, default=9.0, show_default=True, help="Effective bits a weight, 8 (all INT8) to 16.")
 @click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
 @click.option("--strict", is_flag=True, help="Refuse bits below what the formats can reach.")
+@placement
 @command_options
-def autoquant(weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, as_json: bool) -> None:
+def autoquant(
+    weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, placement: str, as_json: bool
+) -> None:
     """Score, plan, quantize, export, prove and report: WEIGHTS under a budget of bits."""
     from ultra_mq.plan import check_bits
 
@@ -39,7 +42,8 @@ def autoquant(weights: str, overrides: tuple[str, ...], bits: float, cost: str, 
     from ultra_mq.api import autoquant_recipe
     from ultra_mq.pipeline import run_recipe
 
-    recipe = autoquant_recipe(weights, bits, {"cost_model": cost, "strict": strict}, list(overrides))
+    settings = {"cost_model": cost, "strict": strict, "placement": placement}
+    recipe = autoquant_recipe(weights, bits, settings, list(overrides))
     _print_report(run_recipe(recipe), as_json)
 
 
@@ -102,6 +106,7 @@ def apply(plan_file: Path, weights: str, overrides: tuple[str, ...], as_json: bo
 @click.option("--bits", type=float, multiple=True, default=(9.0, 10.0), show_default=True, help="Budgets; repeatable.")
 @trt_python
 @click.option("--target", type=click.Choice(["auto", "tensorrt", "rtx", "none"]), default="auto", show_default=True)
+@placement
 @command_options
 def compare(
     weights: str,
@@ -109,14 +114,15 @@ def compare(
     bits: tuple[float, ...],
     trt_python: str | None,
     target: str,
+    placement: str,
     as_json: bool,
 ) -> None:
     """FP16, uniform INT8, ModelOpt's ONNX INT8 and mixed precision of WEIGHTS, proven and timed side by side."""
     from ultra_mq.api import compare_recipe
     from ultra_mq.pipeline import run_recipe
 
-    engine = {"target": target, "trt_python": trt_python}
-    _print_report(run_recipe(compare_recipe(weights, bits, {"engine": engine}, list(overrides))), as_json)
+    settings = {"engine": {"target": target, "trt_python": trt_python}, "placement": placement}
+    _print_report(run_recipe(compare_recipe(weights, bits, settings, list(overrides))), as_json)
 
 
 @main.command()

@@ -20,6 +20,14 @@ FILE = click.Path(path_type=Path)
 
 trt_python = click.option("--trt-python", metavar="PYTHON", help="Interpreter that has TensorRT.")
 
+placement = click.option(
+    "--placement",
+    type=click.Choice(["runtime", "torch", "onnx"]),
+    default="runtime",
+    show_default=True,
+    help="Where Q/DQ stand: layers and joins, layers alone, or by ModelOpt's ONNX path.",
+)
+
 OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
 
 

@@ -7,7 +7,6 @@ import ast
 import contextlib
 import copy
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ultra_mq.console import quiet
 from ultra_mq.errors import ExportError
 from ultra_mq.files import atomic_path
 from ultra_mq.lint import Fault, lint_graph
+from ultra_mq.qdq import tidy_qdq
 
 if TYPE_CHECKING:
     import onnx
@@ -61,6 +61,7 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
     Raises:
         ExportError: The exporter failed, or the lint found a fault that no runtime survives.
     """
+    import onnx
     from ultralytics.engine.exporter import Exporter
 
     with tempfile.TemporaryDirectory(prefix="ultra-mq-export-") as folder, quiet() as messages:
@@ -76,8 +77,10 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
                 f"ONNX export failed: {error}. {' '.join(messages[-2:])} "
                 f"Run with --debug for the traceback, and check that torch and onnx are the documented versions."
             ) from error
+        graph = load_graph(Path(written))
+        tidy_qdq(graph)
         with atomic_path(path) as temporary:
-            shutil.copyfile(written, temporary)
+            onnx.save(graph, str(temporary))
     return check_graph(path)
 
 

@@ -40,6 +40,10 @@ class Format:
             {"quantizer_name": f"{prefix}input_quantizer", "cfg": {**self.activation, **known}, "enable": True},
         ]
 
+    def join_config(self, quantizer: str, amax: float) -> dict[str, Any]:
+        """ModelOpt quantizer entry that gives one operand of a join this format."""
+        return {"quantizer_name": quantizer, "cfg": {**self.activation, "constant_amax": amax}, "enable": True}
+
 
 def quantize_config(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """ModelOpt configuration that enables just these quantizers."""

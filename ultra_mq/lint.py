@@ -12,6 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
+LAYER_OPS = ("Conv", "Gemm", "MatMul")
+"""Operators of a layer: they have a weight, or multiply two tensors."""
+
 SMALLEST_NORMAL_FP16 = 6.1e-5
 
 
@@ -56,7 +59,7 @@ def lint_graph(model: onnx.ModelProto) -> list[Fault]:
     if not {"stride", "task", "names", "imgsz"} <= {entry.key for entry in model.metadata_props}:
         faults.append(Fault("metadata", "", "Ultralytics metadata is missing, so YOLO() cannot run the file", True))
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.op_type in LAYER_OPS:
             faults += _lint_consumer(node, producers)
         elif node.op_type == "QuantizeLinear":
             faults += _lint_quantizer(node, constants)
@@ -76,7 +79,7 @@ def quantized_layers(model: onnx.ModelProto) -> set[str]:
     producers = {output: node for node in model.graph.node for output in node.output}
     found = set()
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) >= 2:
+        if node.op_type in LAYER_OPS and len(node.input) >= 2:
             sources = [producers.get(name) for name in node.input[:2]]
             if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
                 found.add(layer_of(node.name))

@@ -139,9 +139,10 @@ def _variant(
     onnx, parity = fp16, None
     if plan.quantized:
         onnx = publish(entry / "qdq.onnx", folder / f"{session.model.stem}-{variant.name}.onnx")
-        publish(entry / "model.pt", folder / f"{session.model.stem}-{variant.name}.pt")
+        if (entry / "model.pt").exists():
+            publish(entry / "model.pt", folder / f"{session.model.stem}-{variant.name}.pt")
     accuracy = compare(evaluate_onnx(session, onnx, f"Evaluating {variant.name}"), reference.detections)
-    if plan.quantized and recipe.evaluation.parity:
+    if recipe.evaluation.parity and (entry / "model.pt").exists():
         parity = measure_parity(session, plan, entry, accuracy, reference)
     return VariantResult(
         name=variant.name,

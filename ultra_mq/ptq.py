@@ -15,9 +15,11 @@ import numpy as np
 
 from ultra_mq.console import quiet
 from ultra_mq.data import Batches
-from ultra_mq.errors import DataError, ExportError
+from ultra_mq.errors import DataError, ExportError, PlanError
 from ultra_mq.export import Graph, check_graph, copy_metadata, input_shape, load_graph
 from ultra_mq.files import atomic_path, write_text
+from ultra_mq.lint import LAYER_OPS, layer_of
+from ultra_mq.plan import PrecisionPlan
 
 if TYPE_CHECKING:
     import onnx
@@ -138,6 +140,40 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
     return graph
 
 
+def ptq_plan(fp32: Path, path: Path, pixels: np.ndarray, plan: PrecisionPlan) -> Graph:
+    """Carry out a plan with ModelOpt's ONNX path: its placement, the plan's choice of layers.
+
+    Args:
+        fp32: FP32 graph of the plan's model, with Ultralytics metadata.
+        path: Where to write.
+        pixels: Calibration images, float32 in [0, 1], shape (N, 3, H, W).
+        plan: Uniform in format; its layers in float are excluded by the names of their nodes.
+
+    Raises:
+        PlanError: The plan mixes formats, which ModelOpt's ONNX path cannot.
+        ExportError: ModelOpt refused.
+    """
+    formats = set(plan.quantized.values())
+    if len(formats) != 1:
+        raise PlanError(
+            f"placement=onnx carries out one format beside float, and the plan has {', '.join(sorted(formats))}. "
+            f"Use placement=runtime."
+        )
+    graph = load_graph(fp32).graph
+    # Attention's products have no place in a plan, and TensorRT 8.6 loses accuracy with them in INT8.
+    exclude = [
+        f"{re.escape(node.name)}$"
+        for node in graph.node
+        if node.op_type in LAYER_OPS and layer_of(node.name) not in plan.quantized
+    ]
+    return ptq(fp32, path, pixels, PtqSettings(mode=formats.pop(), preset="everything", exclude=tuple(exclude)))  # type: ignore[arg-type]
+
+
+def load_pixels(batches: Batches) -> np.ndarray:
+    """Calibration images as one tensor, float32 in [0, 1], shape (N, 3, H, W)."""
+    return np.concatenate([batch["img"].cpu().numpy() for batch in batches])
+
+
 def save_calibration(batches: Batches, path: Path) -> np.ndarray:
     """Write calibration images as one ``.npy`` tensor with the list of files beside it, and return them.
 
@@ -145,11 +181,10 @@ def save_calibration(batches: Batches, path: Path) -> np.ndarray:
         batches: Images to take.
         path: ``.npy`` file; float32 in [0, 1], shape (N, 3, H, W).
     """
-    loaded = list(batches)
-    pixels = np.concatenate([batch["img"].cpu().numpy() for batch in loaded])
+    pixels = load_pixels(batches)
     with atomic_path(path) as temporary:
         np.save(temporary, pixels)
-    files = [file for batch in loaded for file in batch["im_file"]]
+    files = [batches.split.images[index] for index in batches.indices]
     write_text(path.with_suffix(".txt"), "".join(f"{file}\n" for file in files))
     return pixels
 

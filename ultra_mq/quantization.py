@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,8 +12,10 @@ from ultra_mq.calibrate import Calibration
 from ultra_mq.console import quiet
 from ultra_mq.data import Batches
 from ultra_mq.files import atomic_path
+from ultra_mq.flow import trace_flow
 from ultra_mq.formats import FORMATS, quantize_config
 from ultra_mq.model import PreparedModel
+from ultra_mq.placement import Placement, place_joins
 from ultra_mq.plan import PrecisionPlan, check_plan
 
 if TYPE_CHECKING:
@@ -22,15 +24,20 @@ if TYPE_CHECKING:
 
 
 def apply_plan(
-    model: PreparedModel, plan: PrecisionPlan, calibration: Calibration, correction: Batches | None = None
+    model: PreparedModel,
+    plan: PrecisionPlan,
+    calibration: Calibration,
+    correction: Batches | None = None,
+    placement: Placement = "runtime",
 ) -> nn.Module:
-    """Give every layer the precision of the plan.
+    """Give every layer the precision of the plan, and the joins between them.
 
     Args:
         model: Prepared model; it is copied, not changed.
         plan: Plan of this model.
-        calibration: Input ranges of its layers.
+        calibration: Ranges of its layers and joins, taken for the same placement.
         correction: Images for bias correction, or None to leave the biases alone.
+        placement: ``runtime`` quantizes joins too; otherwise only layers.
 
     Returns:
         The module with ModelOpt's fake quantizers, in eval mode, with gradients on: it can be evaluated, trained
@@ -44,18 +51,34 @@ def apply_plan(
         import modelopt.torch.quantization as mtq
         import torch
 
+        from ultra_mq.quant_modules import QuantizationRecord
+
         module = copy.deepcopy(model.module)
         entries = [
             entry
             for layer, name in plan.quantized.items()
             for entry in FORMATS[name].quantizer_config(layer, calibration.amax[layer])
         ]
+        if placement == "runtime":
+            joins = place_joins(trace_flow(model.module, 2 * model.stride), plan.quantized)
+            entries += [FORMATS[name].join_config(join, calibration.amax[join]) for join, name in joins.items()]
+            _announce_joins(module, joins)
+        module.quantization = QuantizationRecord(plan, placement)  # type: ignore[assignment]
         with torch.no_grad():
             # The input ranges are known, so ModelOpt calibrates the weights alone and needs no images.
             module = mtq.quantize(module, quantize_config(entries))
             if correction is not None:
                 correct_biases(module, model.module, plan, correction)
     return cast("nn.Module", module)
+
+
+def _announce_joins(module: nn.Module, joins: Iterable[str]) -> None:
+    """Tell every block which quantizers to make; they exist only once ModelOpt has converted it."""
+    for join in joins:
+        path, _, quantizer = join.rpartition(".")
+        block = module.get_submodule(path)
+        if quantizer != "input_quantizer":
+            block.quantized_joins = (*getattr(block, "quantized_joins", ()), quantizer)  # type: ignore[assignment]
 
 
 def correct_biases(module: nn.Module, reference: nn.Module, plan: PrecisionPlan, batches: Batches) -> None:

@@ -14,6 +14,7 @@ from ultra_mq.calibrate import Method
 from ultra_mq.cost import CostModel
 from ultra_mq.errors import RecipeError
 from ultra_mq.files import write_text
+from ultra_mq.placement import Placement
 from ultra_mq.plan import check_bits
 from ultra_mq.ptq import PtqMethod
 from ultra_mq.schema import validate
@@ -31,7 +32,9 @@ class CalibrationSettings(_Strict):
 
     images: int = Field(32, ge=1, description="Images of the train split that set the input ranges.")
     method: Method = Field(
-        "mse", description="`mse` clips where the squared error is least, `max` takes the largest value."
+        "mse",
+        description="`mse` clips where the squared error is least, `max` takes the largest value; `entropy` and "
+        "`percentile` are ModelOpt's.",
     )
     bias_correction: int = Field(16, ge=0, description="Images for bias correction; 0 leaves the biases alone.")
 
@@ -136,6 +139,11 @@ class Recipe(_Strict):
     fraction: float = Field(1.0, gt=0, le=1, description="Share of both splits to use, as in Ultralytics.")
     seed: int = Field(0, description="Seed of the choice of images and of random projections.")
     cost_model: CostModel = Field("weights", description="What `bits` averages over: `weights` or `macs`.")
+    placement: Placement = Field(
+        "runtime",
+        description="Where Q/DQ stand: `runtime` on layers, residual adds, concats and pools, as engines want it; "
+        "`torch` on layers alone; `onnx` carries the plan out with ModelOpt's ONNX path.",
+    )
     strict: bool = Field(False, description="Treat bits below the floor as an error.")
     project: str | None = Field(None, description="Parent of the run folder, `runs/detect` by default.")
     name: str | None = Field(None, description="Name of the run folder.")

@@ -26,7 +26,7 @@ from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate,
 from ultra_mq.export import OPSET, convert_to_fp16, export_onnx
 from ultra_mq.model import PreparedModel, load_model
 from ultra_mq.plan import PrecisionPlan, check_bits, uniform_plan
-from ultra_mq.ptq import PtqMethod, PtqSettings, ptq, save_calibration
+from ultra_mq.ptq import PtqMethod, PtqSettings, load_pixels, ptq, ptq_plan, save_calibration
 from ultra_mq.quantization import apply_plan, save_checkpoint
 from ultra_mq.recipe import Recipe, Variant
 from ultra_mq.sensitivity import Sensitivity, measure_sensitivity
@@ -115,11 +115,12 @@ def calibrate_layers(session: Session) -> Calibration:
     """Input ranges of all layers, from the cache where they are known."""
     settings = session.recipe.calibration
     batches = session.calibration_batches(settings.images)
-    depends_on = {**_inputs(session, batches), "method": settings.method}
+    placement = session.recipe.placement
+    depends_on = {**_inputs(session, batches), "method": settings.method, "joins": placement == "runtime"}
 
     def make(folder: Path) -> None:
         with session.stage("Calibrate"):
-            _write_json(folder / "calibration.json", calibrate(session.model, batches, settings.method))
+            _write_json(folder / "calibration.json", calibrate(session.model, batches, settings.method, placement))
 
     folder = session.cache.folder("calibration", depends_on, make)
     return cast(Calibration, _read_json(folder / "calibration.json", Calibration))
@@ -172,7 +173,7 @@ def quantize_model(session: Session, plan: PrecisionPlan) -> nn.Module:
     """Carry out a plan on the torch model, calibrated, with bias correction where the recipe wants it."""
     images = session.recipe.calibration.bias_correction
     correction = session.calibration_batches(images) if images and plan.quantized else None
-    return apply_plan(session.model, plan, calibrate_layers(session), correction)
+    return apply_plan(session.model, plan, calibrate_layers(session), correction, session.recipe.placement)
 
 
 def make_artefacts(session: Session, plan: PrecisionPlan) -> Path:
@@ -181,14 +182,18 @@ def make_artefacts(session: Session, plan: PrecisionPlan) -> Path:
     images = recipe.calibration.bias_correction
     depends_on: dict[str, Any] = {**graph_key(session), "formats": plan.quantized}
     if plan.quantized:
-        amax = calibrate_layers(session).amax
-        depends_on["amax"] = {name: amax[name] for name in plan.quantized}
+        depends_on["placement"] = recipe.placement
+        depends_on["calibration"] = asdict(calibrate_layers(session))
         depends_on["correction"] = session.calibration_batches(images).fingerprint if images else None
 
     def make(folder: Path) -> None:
         with session.stage("Quantize and export" if plan.quantized else "Convert to FP16"):
             source = folder / "qdq.onnx"
-            if plan.quantized:
+            if plan.quantized and recipe.placement == "onnx":
+                export_onnx(model.module, folder / "fp32.onnx", recipe.imgsz)
+                pixels = load_pixels(session.calibration_batches(recipe.calibration.images))
+                ptq_plan(folder / "fp32.onnx", source, pixels, plan)
+            elif plan.quantized:
                 module = quantize_model(session, plan)
                 save_checkpoint(module, model, folder / "model.pt")
                 export_onnx(module, source, recipe.imgsz)

@@ -32,7 +32,12 @@ class OnnxRuntime:
         # Bit-exact repeats are worth more here than the last percent of speed.
         options.use_deterministic_compute = True
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            try:
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph:
+                # Its own fusion of Q/DQ around a Concat makes nodes that it refuses when the scales are FP16.
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load '{path}': {error}. Export it again.") from error
         self.path = path

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""ModelOpt quant modules for the blocks of Ultralytics: they quantize the operands of their concats and adds.
+
+Importing this module registers them. A checkpoint holds a ``QuantizationRecord``, so that loading it imports this
+module and ``YOLO("quantized.pt")`` finds the classes without a word in the user's code.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from ultralytics.nn.modules import block, conv, transformer
+
+from ultra_mq.console import quiet
+from ultra_mq.flow import kind_of
+from ultra_mq.placement import Placement
+from ultra_mq.plan import PrecisionPlan
+
+with quiet():
+    from modelopt.torch.quantization.nn import QuantInputBase, QuantModule, QuantModuleRegistry, TensorQuantizer
+
+
+@dataclass(frozen=True)
+class QuantizationRecord:
+    """How a module was quantized; travels in its checkpoint as ``model.quantization``.
+
+    Attributes:
+        plan: Precision of every layer.
+        placement: Where Q/DQ stand beside the layers.
+    """
+
+    plan: PrecisionPlan
+    placement: Placement
+
+
+class QuantBlock(QuantModule):  # type: ignore[misc]
+    """A block whose own concats and adds have quantized operands.
+
+    The operations are found while the block's forward pass runs, in the order that ``flow.trace_flow`` saw them, so
+    no block has to be rewritten. ``quantized_joins`` names the quantizers; it is a plain attribute of the block and
+    so survives in a checkpoint, where it tells which quantizers to make.
+    """
+
+    def _setup(self) -> None:
+        for name in getattr(self, "quantized_joins", ()):
+            self._register_temp_attribute(name, TensorQuantizer())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block's own forward pass with its joins quantized."""
+        return self._with_quantized_joins(super().forward, args, kwargs)
+
+    def forward_split(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for the variant that Ultralytics' exporter puts in place of ``forward``."""
+        return self._with_quantized_joins(super().forward_split, args, kwargs)
+
+    def _with_quantized_joins(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not getattr(self, "quantized_joins", ()):
+            _running.append(None)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                _running.pop()
+        with _QuantizeJoins(self) as mode:
+            _running.append(mode)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                _running.pop()
+
+
+class _QuantizeJoins(TorchFunctionMode):
+    """Quantizes the operands of the concats and adds that one block does itself, not those of its children."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.owner = owner
+        self.done: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if _running[-1] is self:
+            kind = kind_of(func, tuple(value for value in args if isinstance(value, torch.Tensor)))
+            index = self.done[kind]
+            self.done[kind] += 1
+            if kind == "cat":
+                args = ([self._quantize(f"cat{index}_quantizer", operand) for operand in args[0]], *args[1:])
+            elif kind == "add":
+                operands = [self._quantize(f"add{index}_quantizer{i}", operand) for i, operand in enumerate(args[:2])]
+                args = (*operands, *args[2:])
+        return func(*args, **(kwargs or {}))
+
+    def _quantize(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        quantizer = getattr(self.owner, name, None)
+        quantized: torch.Tensor = tensor if quantizer is None else quantizer(tensor)
+        return quantized
+
+
+_running: list[_QuantizeJoins | None] = []
+"""The blocks whose forward pass runs now, the innermost last; None for one without joins."""
+
+
+def _register() -> None:
+    for module in (block, conv, transformer):
+        for name, found in sorted(vars(module).items()):
+            own = inspect.isclass(found) and found.__module__ == module.__name__ and "forward" in vars(found)
+            # Ultralytics replaces the forward pass of what it fuses, which a quant module would undo.
+            if own and issubclass(found, nn.Module) and not hasattr(found, "forward_fuse"):
+                QuantModuleRegistry.register({found: f"ultralytics.{name}"})(QuantBlock)
+    QuantModuleRegistry.register({nn.Upsample: "nn.Upsample"})(QuantInputBase)
+
+
+_register()
