@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Commands that make ONNX files: ptq, autocast."""
+"""Commands on ONNX files: ptq, autocast, audit."""
 
 from __future__ import annotations
 
@@ -85,4 +85,41 @@ def autocast(
     console.print(", ".join(spots) or "none", soft_wrap=True)
 
 
-COMMANDS = (ptq, autocast)
+@click.command()
+@click.argument("onnx_file", metavar="MODEL.onnx", type=FILE)
+@click.option("--plan", "plan_file", type=FILE, help="Plan that the graph should carry out.")
+@click.option("--engine", type=FILE, help="Engine built from the graph, for what each finding costs.")
+@command_options
+def audit(onnx_file: Path, plan_file: Path | None, engine: Path | None, as_json: bool) -> None:
+    """Show what keeps a Q/DQ graph from running in INT8 throughout: float joins, islands, unequal scales."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from ultra_mq.audit import audit_graph
+    from ultra_mq.backends.engine import load_engine
+    from ultra_mq.export import load_graph
+    from ultra_mq.plan import load_plan
+
+    found = audit_graph(
+        load_graph(onnx_file),
+        load_plan(plan_file) if plan_file else None,
+        load_engine(engine).layers if engine else (),
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    counts = "; ".join(f"{kind} {done} of {total}" for kind, (done, total) in found.counts.items())
+    console.print(f"Quantized: {counts}.", soft_wrap=True)
+    table = Table(title=f"{len(found.findings)} findings in {onnx_file.name}", title_justify="left")
+    for column in ("us", "where", "rule", "what"):
+        table.add_column(column, justify="right" if column == "us" else "left", overflow="fold")
+    for finding in found.findings:
+        table.add_row(
+            f"{1e3 * finding.ms:.1f}" if finding.ms is not None else "-", finding.where, finding.rule, finding.message
+        )
+    if found.findings:
+        console.print(table)
+
+
+COMMANDS = (ptq, autocast, audit)

@@ -21,7 +21,7 @@ def tidy_qdq(model: onnx.ModelProto) -> None:
     """
     graph = model.graph
     _drop_idle_casts(model)
-    constants = _constant_bytes(graph)
+    constants = constant_bytes(graph)
     renamed: dict[str, str] = {}
     known: dict[tuple[object, ...], str] = {}
     kept = []
@@ -63,7 +63,7 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     graph.node.extend(nodes)
 
 
-def _constant_bytes(graph: onnx.GraphProto) -> dict[str, bytes]:
+def constant_bytes(graph: onnx.GraphProto) -> dict[str, bytes]:
     """Name of every constant to its type and content: the exporter repeats equal scales under new names."""
     import onnx
 
