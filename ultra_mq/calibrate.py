@@ -16,6 +16,7 @@ from ultra_mq.console import quiet, track
 from ultra_mq.data import Batches
 from ultra_mq.errors import DataError
 from ultra_mq.flow import Op, observe_flow, trace_flow
+from ultra_mq.formats import FORMATS
 from ultra_mq.model import PreparedModel
 from ultra_mq.placement import Placement, place_joins, shared_ranges, sites_of
 
@@ -44,11 +45,17 @@ class Calibration:
         images: Number of images.
         amax: Layer or quantizer of a join (see ``placement.Site``) to the absolute value that INT8 maps to 127; larger
             ones are clipped.
+        largest: The same to the largest absolute value seen.
     """
 
     method: Method
     images: int
     amax: dict[str, float]
+    largest: dict[str, float]
+
+    def range(self, site: str, format_name: str) -> float:
+        """Absolute value that a format maps to its largest one."""
+        return (self.amax if FORMATS[format_name].clips else self.largest)[site]
 
 
 def calibrate(
@@ -94,14 +101,17 @@ def calibrate(
 
         observe_flow(model.module, batch["img"], collect)
     amax: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for group in groups:
-        amax |= dict.fromkeys(sorted(group), choose_range(histograms[min(group)], method))
+        histogram = histograms[min(group)]
+        largest |= dict.fromkeys(sorted(group), choose_range(histogram, "max"))
+        amax |= dict.fromkeys(sorted(group), choose_range(histogram, method))
     if empty := [name for name, value in amax.items() if value == 0]:
         raise DataError(
             f"The input of {', '.join(empty[:3])} is zero on all calibration images, so it has no range. "
             f"Check the images of the train split and the weights of '{model.source}'."
         )
-    return Calibration(method, len(batches.indices), amax)
+    return Calibration(method, len(batches.indices), amax, largest)
 
 
 def choose_range(histogram: HistogramCalibrator, method: Method) -> float:

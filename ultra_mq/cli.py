@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ultra_mq import __version__, cli_files, cli_onnx
-from ultra_mq.cli_options import OVERRIDES_HELP, command_options, placement, trt_python
+from ultra_mq.cli_options import OVERRIDES_HELP, command_options, formats, placement, trt_python
 from ultra_mq.console import console
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ def main() -> None:
 @click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
 @click.option("--strict", is_flag=True, help="Refuse bits below what the formats can reach.")
 @placement
+@formats
 @command_options
 def autoquant(
-    weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, placement: str, as_json: bool
-) -> None:
+    weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, placement: str,
+    formats: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Score, plan, quantize, export, prove and report: WEIGHTS under a budget of bits."""
     from ultra_mq.plan import check_bits
 
@@ -42,7 +44,7 @@ def autoquant(
     from ultra_mq.api import autoquant_recipe
     from ultra_mq.pipeline import run_recipe
 
-    settings = {"cost_model": cost, "strict": strict, "placement": placement}
+    settings = {"cost_model": cost, "strict": strict, "placement": placement, "formats": formats}
     recipe = autoquant_recipe(weights, bits, settings, list(overrides))
     _print_report(run_recipe(recipe), as_json)
 

@@ -28,6 +28,16 @@ placement = click.option(
     help="Where Q/DQ stand: layers and joins, layers alone, or by ModelOpt's ONNX path.",
 )
 
+formats = click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["int8", "fp8"]),
+    multiple=True,
+    default=("int8",),
+    show_default=True,
+    help="What to choose from beside FP16; repeatable.",
+)
+
 OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ultra_mq.console import quiet
 from ultra_mq.errors import ExportError
 from ultra_mq.files import atomic_path
+from ultra_mq.formats import E4M3
 from ultra_mq.lint import Fault, lint_graph
 from ultra_mq.qdq import tidy_qdq
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 OPSET = 17
 """Newest opset that TensorRT 8.6 documents; later versions and the other runtimes read it too."""
+
+FP8_OPSET = 19
+"""First opset with FP8."""
 
 DECODE_OPS = "Sub|Add|Div|Mul|Concat|Split|Slice|Reshape|Transpose|Softmax"
 
@@ -68,7 +72,8 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
         module = copy.deepcopy(module).cpu()
         # The exporter names its output after the checkpoint.
         module.pt_path = str(Path(folder) / "model.pt")  # type: ignore[assignment]
-        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "opset": OPSET, "simplify": False}
+        opset = FP8_OPSET if _has_fp8(module) else OPSET
+        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "opset": opset, "simplify": False}
         overrides["device"] = "cpu"
         try:
             written = Exporter(overrides=overrides)(model=module)
@@ -82,6 +87,12 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
         with atomic_path(path) as temporary:
             onnx.save(graph, str(temporary))
     return check_graph(path)
+
+
+def _has_fp8(module: nn.Module) -> bool:
+    return any(
+        getattr(child, "num_bits", None) == E4M3 for child in module.modules() if getattr(child, "is_enabled", 0)
+    )
 
 
 def convert_to_fp16(

@@ -19,12 +19,15 @@ class Format:
         bits: Bits a weight, as ModelOpt's effective bits count them.
         weight: ModelOpt attributes of the weight quantizer; per output channel.
         activation: ModelOpt attributes of the input quantizer; per tensor, symmetric, as TensorRT wants it.
+        clips: Whether a smaller range makes the steps finer. Those of a floating-point format are relative, so that
+            clipping gains nothing.
     """
 
     name: str
     bits: float
     weight: dict[str, Any] = field(default_factory=dict, hash=False)
     activation: dict[str, Any] = field(default_factory=dict, hash=False)
+    clips: bool = True
 
     def quantizer_config(self, layer: str = "*", amax: float | None = None) -> list[dict[str, Any]]:
         """ModelOpt quantizer entries that give a layer (or all of them) this format.
@@ -50,8 +53,15 @@ def quantize_config(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *entries], "algorithm": "max"}
 
 
+E4M3 = (4, 3)
+"""ModelOpt's number of bits of FP8: four of exponent, three of mantissa."""
+
 FORMATS = {
     "int8": Format("int8", 8, weight={"num_bits": 8, "axis": 0}, activation={"num_bits": 8, "axis": None}),
+    # One scale a tensor for the weights too: ModelOpt's exporter knows no other for FP8.
+    "fp8": Format(
+        "fp8", 8, weight={"num_bits": E4M3, "axis": None}, activation={"num_bits": E4M3, "axis": None}, clips=False
+    ),
     FLOAT: Format(FLOAT, 16),
 }
 """Known formats by name."""

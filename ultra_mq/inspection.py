@@ -13,7 +13,7 @@ from ultra_mq.formats import FLOAT
 from ultra_mq.lint import layer_of
 from ultra_mq.plan import PrecisionPlan
 
-EXECUTED = {"int8": "Int8", FLOAT: "Half"}
+EXECUTED = {"int8": "Int8", "fp8": "FP8", FLOAT: "Half"}
 """Format of a plan to TensorRT's name of the type."""
 
 POINTWISE = "kgen"

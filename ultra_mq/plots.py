@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ultra_mq.formats import FLOAT
 
-COLOURS = {"int8": "#2a78b5", FLOAT: "#d9822b"}
+COLOURS = {"int8": "#2a78b5", "fp8": "#3f9b57", FLOAT: "#d9822b"}
 
 
 def plot_sensitivity(scores: Mapping[str, float], formats: Mapping[str, str], name: str, path: Path) -> None:

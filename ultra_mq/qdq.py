@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+FP8_OPS = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
+FP8_ZERO = "fp8_zero_point"
+
 
 def tidy_qdq(model: onnx.ModelProto) -> None:
     """Make the graph say once what the exporter says several times; its values stay the same to the bit.
@@ -20,6 +23,7 @@ def tidy_qdq(model: onnx.ModelProto) -> None:
         model: FP32 graph with Q/DQ, changed in place.
     """
     graph = model.graph
+    _use_native_fp8(graph)
     _drop_idle_casts(model)
     constants = constant_bytes(graph)
     renamed: dict[str, str] = {}
@@ -36,6 +40,20 @@ def tidy_qdq(model: onnx.ModelProto) -> None:
             known[key] = node.output[0]
         kept.append(node)
     _replace_nodes(graph, kept)
+
+
+def _use_native_fp8(graph: onnx.GraphProto) -> None:
+    """Replace ModelOpt's custom FP8 operators, which no runtime but an old TensorRT knows, by those of ONNX."""
+    import onnx
+
+    custom = [node for node in graph.node if node.op_type in FP8_OPS]
+    for node in custom:
+        node.op_type, node.domain = FP8_OPS[node.op_type], ""
+        node.input.append(FP8_ZERO)
+    if custom:
+        # The exporter noted UINT8, which stood for FP8 before ONNX had it.
+        del graph.value_info[:]
+        graph.initializer.append(onnx.helper.make_tensor(FP8_ZERO, onnx.TensorProto.FLOAT8E4M3FN, [], [0.0]))
 
 
 def _drop_idle_casts(model: onnx.ModelProto) -> None:

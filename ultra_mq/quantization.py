@@ -57,11 +57,11 @@ def apply_plan(
         entries = [
             entry
             for layer, name in plan.quantized.items()
-            for entry in FORMATS[name].quantizer_config(layer, calibration.amax[layer])
+            for entry in FORMATS[name].quantizer_config(layer, calibration.range(layer, name))
         ]
         if placement == "runtime":
             joins = place_joins(trace_flow(model.module, 2 * model.stride), plan.quantized)
-            entries += [FORMATS[name].join_config(join, calibration.amax[join]) for join, name in joins.items()]
+            entries += [FORMATS[name].join_config(join, calibration.range(join, name)) for join, name in joins.items()]
             _announce_joins(module, joins)
         module.quantization = QuantizationRecord(plan, placement)  # type: ignore[assignment]
         with torch.no_grad():

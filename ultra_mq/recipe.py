@@ -20,7 +20,7 @@ from ultra_mq.ptq import PtqMethod
 from ultra_mq.schema import validate
 from ultra_mq.sensitivity import LossName
 
-Precision = Literal["fp16", "int8", "mixed", "ptq"]
+Precision = Literal["fp16", "int8", "fp8", "mixed", "ptq"]
 
 
 class _Strict(BaseModel):
@@ -110,7 +110,8 @@ class Variant(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="Name in files and tables.")
     precision: Precision = Field(
         "mixed",
-        description="`fp16`, uniform `int8`, `mixed` under the budget `bits`, or `ptq`: INT8 by ModelOpt's ONNX path.",
+        description="`fp16`, uniform `int8` or `fp8`, `mixed` under the budget `bits`, or `ptq`: INT8 by ModelOpt's "
+        "ONNX path.",
     )
     bits: float | None = Field(
         None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16."
@@ -143,6 +144,11 @@ class Recipe(_Strict):
         "runtime",
         description="Where Q/DQ stand: `runtime` on layers, residual adds, concats and pools, as engines want it; "
         "`torch` on layers alone; `onnx` carries the plan out with ModelOpt's ONNX path.",
+    )
+    formats: tuple[Literal["int8", "fp8"], ...] = Field(
+        ("int8",),
+        min_length=1,
+        description="What `mixed` chooses from beside FP16. `fp8` (E4M3) runs on Ada, Hopper, Blackwell.",
     )
     strict: bool = Field(False, description="Treat bits below the floor as an error.")
     project: str | None = Field(None, description="Parent of the run folder, `runs/detect` by default.")

@@ -72,15 +72,14 @@ def measure_sensitivity(
     module = copy.deepcopy(model.module)
     loss_function = _detection_loss(module) if loss == "labels" else _output_loss(seed)
     kept = [layer.name for layer in model.kept]
-    quantizable = {layer.name for layer in model.quantizable}
-    ranges = {name: amax for name, amax in calibration.amax.items() if name in quantizable}
+    waiting = [layer.name for layer in model.quantizable]
     with progress("Scoring sensitivity", len(scoring)) as advance, quiet():
         import modelopt.torch.quantization as mtq
 
         def forward_step(network: nn.Module, batch: dict[str, Any]) -> Any:
             # Emptied after the first batch: the quantizers exist only once ModelOpt has converted the network.
-            while ranges:
-                _set_range(network, *ranges.popitem())
+            while waiting:
+                _set_ranges(network, waiting.pop(), calibration)
             return network(batch["img"])
 
         def loss_func(output: Any, batch: dict[str, Any]) -> torch.Tensor:
@@ -110,7 +109,7 @@ def measure_sensitivity(
     return Sensitivity(loss=loss, images=len(scoring.indices), scores=scores)
 
 
-def _set_range(network: nn.Module, name: str, amax: float) -> None:
+def _set_ranges(network: nn.Module, name: str, calibration: Calibration) -> None:
     """Give the quantizers of every candidate format the known range of a layer's input.
 
     ModelOpt keeps a set of quantizers for each candidate and puts the set of the active one into the layer.
@@ -123,7 +122,9 @@ def _set_range(network: nn.Module, name: str, amax: float) -> None:
     for candidate in candidates.choices:
         candidates.active = candidate
         if layer.input_quantizer.is_enabled:
-            layer.input_quantizer.amax = torch.tensor(amax, device=layer.weight.device)
+            bits = layer.input_quantizer.num_bits
+            chosen = next(known.name for known in FORMATS.values() if known.activation.get("num_bits") == bits)
+            layer.input_quantizer.amax = torch.tensor(calibration.range(name, chosen), device=layer.weight.device)
     candidates.active = before
 
 

@@ -139,13 +139,16 @@ def score_layers(session: Session) -> Sensitivity:
     depends_on = {
         **_inputs(session, batches),
         "loss": settings.loss,
+        "formats": session.recipe.formats,
         "seed": session.recipe.seed,
         "calibration": asdict(calibration),
     }
 
     def make(folder: Path) -> None:
         with session.stage("Score"):
-            scores = measure_sensitivity(session.model, calibration, batches, settings.loss, seed=session.recipe.seed)
+            scores = measure_sensitivity(
+                session.model, calibration, batches, settings.loss, session.recipe.formats, session.recipe.seed
+            )
             _write_json(folder / "sensitivity.json", scores)
 
     folder = session.cache.folder("sensitivity", depends_on, make)
