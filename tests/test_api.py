@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -20,6 +24,14 @@ def enabled(module):
         for name, layer in layers.items()
         if getattr(layer, "weight_quantizer", None) and layer.weight_quantizer.is_enabled
     }
+
+
+def train_settings(data, folder):
+    return {
+        **{key: value for key, value in ultra_mq.QAT.items() if key != "epochs"},
+        "data": str(data), "imgsz": 160, "batch": 4, "workers": 0, "device": "cpu", "plots": False, "verbose": False,
+        "project": str(folder), "exist_ok": True,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +60,10 @@ def test_a_plan_can_be_given(weights, shapes, plan):
 def test_train_save_load_export(yolo, shapes, tmp_path):
     """One epoch of QAT through Ultralytics' own trainer keeps every quantizer, on disk and in the graph."""
     model = copy.deepcopy(yolo)
-    ultra_mq.api._train_as_is(model)
     layers = enabled(model.model)
     before = model.model.model[0].conv.weight.detach().clone()
     amax = {n: float(dict(model.model.named_modules())[n].input_quantizer.amax) for n in layers}
-    model.train(
-        data=str(shapes), imgsz=160, epochs=1, batch=4, lr0=1e-4, warmup_epochs=0, optimizer="SGD", workers=0,
-        device="cpu", plots=False, project=str(tmp_path), verbose=False,
-    )  # fmt: skip
+    model.train(**train_settings(shapes, tmp_path), epochs=1)
     assert enabled(model.model) == layers
     after = model.model.model[0].conv.weight.detach()
     assert not torch.equal(before, after)
@@ -71,6 +79,64 @@ def test_train_save_load_export(yolo, shapes, tmp_path):
 
     graph = loaded.export(format="onnx", imgsz=160, simplify=False)
     assert quantized_layers(onnx.load(graph)) == layers
+
+
+def test_an_interrupted_training_resumes_with_its_quantizers(yolo, shapes, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def kill(trainer):
+        raise KilledError
+
+    model = copy.deepcopy(yolo)
+    model.add_callback("on_fit_epoch_end", lambda trainer: trainer.epoch == 1 and kill(trainer))
+    with pytest.raises(KilledError):
+        model.train(**train_settings(shapes, tmp_path), epochs=3, name="qat")
+    last = tmp_path / "qat" / "weights" / "last.pt"
+    resumed = ultra_mq.load(last)
+    assert resumed.ckpt["epoch"] == 1
+    seen = []
+    resumed.add_callback("on_train_epoch_start", lambda trainer: seen.append((trainer.epoch, enabled(trainer.model))))
+    resumed.train(resume=True)
+    layers = enabled(yolo.model)
+    assert seen == [(2, layers)]
+    assert enabled(resumed.model) == layers
+    assert resumed.model.quantization.plan.quantized.keys() == layers
+
+
+def test_distillation_from_the_float_model(yolo, weights, shapes, tmp_path):
+    model = copy.deepcopy(yolo)
+    losses = []
+    model.add_callback("on_train_batch_end", lambda trainer: losses.append(trainer.loss_names))
+    model.train(**train_settings(shapes, tmp_path), epochs=1, distill_model=str(weights))
+    assert any("dis" in name for name in losses[0])
+    assert enabled(model.model) == enabled(yolo.model)
+
+
+def test_every_process_of_a_multi_gpu_training_gets_the_quantized_network(yolo, shapes, tmp_path):
+    """Ultralytics hands its trainer to the processes in a file; what comes out of it must be ours."""
+    from ultralytics.utils.dist import generate_ddp_file
+
+    model = copy.deepcopy(yolo)
+    settings = {**train_settings(shapes, tmp_path), "epochs": 1, "model": str(yolo.overrides["model"])}
+    trainer = model._smart_load("trainer")(overrides=settings, _callbacks=model.callbacks)
+    trainer.model = trainer.get_model(weights=model.model, cfg=model.model.yaml)
+    file = Path(generate_ddp_file(trainer))
+    script = (
+        "import json, sys; from ultralytics.utils.patches import torch_load\n"
+        "state = torch_load(sys.argv[1], map_location='cpu')\n"
+        "names = [n for n, m in state['model'].named_modules() if type(m).__name__ == 'TensorQuantizer']\n"
+        "print(json.dumps([state['trainer'].__name__, len(names)]))"
+    )
+    try:
+        command = [sys.executable, "-c", script, str(file.with_suffix(".pt"))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        file.unlink()
+        file.with_suffix(".pt").unlink()
+    assert done.returncode == 0, done.stderr
+    quantizers = [m for m in model.model.modules() if type(m).__name__ == "TensorQuantizer"]
+    assert json.loads(done.stdout.splitlines()[-1]) == ["QuantizedDetectionTrainer", len(quantizers)]
 
 
 def test_callback_quantizes_after_training(weights, shapes, tmp_path):

@@ -21,7 +21,7 @@ class Branch(nn.Module):
 
 
 def test_operations_are_recorded_with_their_module_and_the_tensors_they_share():
-    ops = trace_flow(Branch(), 8)
+    ops = trace_flow(Branch())
     assert [(op.kind, op.module) for op in ops] == [
         ("conv", "first"), ("view", ""), ("conv", "second"), ("add", ""), ("other", ""), ("cat", ""), ("pool", "pool"),
     ]  # fmt: skip
@@ -41,10 +41,10 @@ def test_every_operation_is_shown_with_what_it_reads(model):
 
 
 def test_every_convolution_of_a_model_is_seen_once(model):
-    seen = [op.module for op in trace_flow(model.module, 64) if op.kind == "conv"]
+    seen = [op.module for op in trace_flow(model.module) if op.kind == "conv"]
     assert sorted(seen) == sorted(layer.name for layer in (*model.quantizable, *model.kept))
 
 
 def test_the_hooks_are_gone_afterwards(model):
-    trace_flow(model.module, 64)
+    trace_flow(model.module)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.module.modules())

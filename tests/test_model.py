@@ -67,12 +67,11 @@ def test_other_formats_are_refused(name):
         load_model(name)
 
 
-def test_a_classification_model_is_refused(tmp_path):
+def test_an_unknown_task_is_refused():
     yolo = YOLO("yolo11n-cls.yaml")
-    yolo.ckpt = {}
-    yolo.save(tmp_path / "cls.pt")
-    with pytest.raises(ModelError, match="classify model"):
-        load_model(tmp_path / "cls.pt")
+    yolo.model.task = "depth"
+    with pytest.raises(ModelError, match="depth model; supported: detect"):
+        prepare_model(yolo)
 
 
 def test_a_quantized_model_is_refused(quantized):

@@ -8,16 +8,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultra_mq.api import autoquant, callback, quantize
+    from ultra_mq.api import autoquant, callback, load, quantize
     from ultra_mq.errors import UltraMQError
     from ultra_mq.pipeline import run_recipe
     from ultra_mq.plan import PrecisionPlan, load_plan, save_plan
     from ultra_mq.recipe import Recipe, load_recipe
     from ultra_mq.results import Report
+    from ultra_mq.training import QAT
 
 __version__ = version("ultra-mq")
 
 __all__ = [
+    "QAT",
     "PrecisionPlan",
     "Recipe",
     "Report",
@@ -25,6 +27,7 @@ __all__ = [
     "__version__",
     "autoquant",
     "callback",
+    "load",
     "load_plan",
     "load_recipe",
     "quantize",
@@ -33,12 +36,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "QAT": "training",
     "PrecisionPlan": "plan",
     "Recipe": "recipe",
     "Report": "results",
     "UltraMQError": "errors",
     "autoquant": "api",
     "callback": "api",
+    "load": "api",
     "load_plan": "plan",
     "load_recipe": "recipe",
     "quantize": "api",

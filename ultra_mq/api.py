@@ -22,6 +22,8 @@ from ultra_mq.session import open_session, plan_variant, quantize_model, torch_d
 if TYPE_CHECKING:
     from torch import nn
 
+    from ultra_mq.training import QuantizedYOLO
+
 ModelT = TypeVar("ModelT", bound="nn.Module")
 
 
@@ -55,7 +57,7 @@ def quantize(
 
     Examples:
         >>> model = ultra_mq.quantize(YOLO("yolo11n.pt"), bits=9, data="coco128.yaml")
-        >>> model.train(data="coco128.yaml", epochs=1, lr0=1e-4)
+        >>> model.train(data="coco128.yaml", **ultra_mq.QAT)
     """
     document = {**settings, "data": str(data), "variants": [{"name": "model", "bits": bits}]}
     recipe = make_recipe(document, where="arguments of quantize()")
@@ -69,10 +71,29 @@ def quantize(
     module = quantize_model(session, plan)
     if not hasattr(model, "add_callback"):
         return module  # type: ignore[return-value]
+    from ultra_mq.training import QuantizedYOLO
+
     model.model = module
     model.predictor = None  # type: ignore[assignment]
-    _train_as_is(model)
+    model.__class__ = QuantizedYOLO
     return model
+
+
+def load(path: str | Path) -> QuantizedYOLO:
+    """Open a quantized checkpoint to train it further, or to resume an interrupted training.
+
+    ``YOLO(path)`` is enough to validate, predict and export. Its ``train`` starts from Ultralytics' fresh float
+    network; the one of the returned object keeps the quantizers.
+
+    Args:
+        path: ``.pt`` file of a quantized model, such as ``last.pt`` of its training.
+
+    Examples:
+        >>> ultra_mq.load("runs/detect/train/weights/last.pt").train(resume=True)
+    """
+    from ultra_mq.training import QuantizedYOLO
+
+    return QuantizedYOLO(path)
 
 
 def autoquant(weights: str | Path, bits: float = 9.0, data: str | Path = "coco128.yaml", **settings: Any) -> Report:
@@ -176,20 +197,3 @@ def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
         run_recipe(autoquant_recipe(weights, bits, {**known, **settings}))
 
     return on_train_end
-
-
-def _train_as_is(model: Any) -> None:
-    """Make ``model.train()`` train the network it holds.
-
-    Ultralytics' trainer builds a fresh network from the YAML and copies the weights that match, which loses the
-    quantizers and the fused convolutions. The trainer asks ``get_model`` for the network, so that is where the
-    quantized one is handed in.
-    """
-
-    def hand_over(trainer: Any) -> None:
-        trainer.get_model = lambda *_, **__: model.model
-
-    model.callbacks["on_pretrain_routine_start"] = [
-        existing for existing in model.callbacks["on_pretrain_routine_start"] if existing.__name__ != "hand_over"
-    ]
-    model.add_callback("on_pretrain_routine_start", hand_over)

@@ -78,7 +78,7 @@ def calibrate(
 
     with quiet():
         from modelopt.torch.quantization.calib import HistogramCalibrator
-    flow = trace_flow(model.module, 2 * model.stride)
+    flow = trace_flow(model.module)
     layers = dict.fromkeys((layer.name for layer in model.quantizable), "any")
     wanted = {*layers, *(place_joins(flow, layers) if placement == "runtime" else ())}
     groups = [group & wanted for group in shared_ranges(flow, placement) if group & wanted]

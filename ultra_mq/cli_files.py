@@ -7,13 +7,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from ultra_mq.cli_options import FILE, OVERRIDES_HELP, command_options, trt_python
+from ultra_mq.cli_options import FILE, OVERRIDES_HELP, command_options, cpu_runtime, trt_python
 from ultra_mq.console import console
+
+if TYPE_CHECKING:
+    from ultra_mq.backends import CpuRuntime
 
 
 def build_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -108,9 +111,12 @@ def build(
 @click.command(epilog=OVERRIDES_HELP)
 @click.argument("files", nargs=-1, required=True, metavar="FILE... [KEY=VALUE]...")
 @click.option("--reference", type=FILE, help="Whose detections the agreement refers to; the first file by default.")
+@cpu_runtime
 @trt_python
 @command_options
-def val(files: tuple[str, ...], reference: Path | None, trt_python: str | None, as_json: bool) -> None:
+def val(
+    files: tuple[str, ...], reference: Path | None, runtime: CpuRuntime, trt_python: str | None, as_json: bool
+) -> None:
     """Validate ONNX files and engines with Ultralytics' validator: mAP, and agreement with a reference."""
     from contextlib import closing
 
@@ -134,7 +140,7 @@ def val(files: tuple[str, ...], reference: Path | None, trt_python: str | None, 
     errors = []
     for path in [reference, *paths]:
         try:
-            with closing(open_file(path, trt_python)) as backend:
+            with closing(open_file(path, trt_python, runtime=runtime)) as backend:
                 measured[path] = evaluate(backend, data, label=f"Evaluating {path.name}")
         except BackendError as error:  # noqa: PERF203
             errors.append(str(error))
@@ -166,11 +172,12 @@ def val(files: tuple[str, ...], reference: Path | None, trt_python: str | None, 
 @click.option("--runs", default=200, show_default=True, help="Passes of each file a round.")
 @click.option("--reference", type=FILE, help="What the ratios refer to; the first file by default.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of ONNX files.")
+@cpu_runtime
 @trt_python
 @command_options
 def bench(
-    files: tuple[Path, ...], rounds: int, runs: int, reference: Path | None, threads: int, trt_python: str | None,
-    as_json: bool,
+    files: tuple[Path, ...], rounds: int, runs: int, reference: Path | None, threads: int, runtime: CpuRuntime,
+    trt_python: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Time engines and ONNX files side by side, in rounds, and print their ratios with an interval."""
     from contextlib import ExitStack, closing
@@ -185,7 +192,7 @@ def bench(
         broken = {}
         for path in files:
             try:
-                backends[str(path)] = stack.enter_context(closing(open_file(path, trt_python, threads)))
+                backends[str(path)] = stack.enter_context(closing(open_file(path, trt_python, threads, runtime)))
             except BackendError as error:  # noqa: PERF203
                 broken[str(path)] = str(error)
         if not backends:

@@ -38,6 +38,14 @@ formats = click.option(
     help="What to choose from beside FP16; repeatable.",
 )
 
+cpu_runtime = click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs ONNX files.",
+)
+
 OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
 
 

@@ -31,6 +31,9 @@ KINDS = {
 
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
+SMALLEST_IMGSZ = 64
+"""Pixels that a classifier needs, which has no stride: YOLO12 splits its smallest map into four areas."""
+
 
 @dataclass(frozen=True)
 class Op:
@@ -54,17 +57,18 @@ class Op:
 Observer = Callable[[Op, "tuple[torch.Tensor, ...]"], None]
 
 
-def trace_flow(module: nn.Module, imgsz: int) -> tuple[Op, ...]:
-    """Record the operations of one forward pass on a black image, shape (1, C, imgsz, imgsz).
+def trace_flow(module: nn.Module) -> tuple[Op, ...]:
+    """Record the operations of one forward pass on a small black image; the flow does not depend on its size.
 
     Args:
         module: Float Ultralytics module.
-        imgsz: Image size in pixels; the flow does not depend on it.
     """
     import torch
 
     parameter = next(module.parameters())
     channels = getattr(module, "yaml", {}).get("channels", 3)
+    stride = int(getattr(module, "stride", torch.ones(1)).max())
+    imgsz = max(2 * stride, SMALLEST_IMGSZ)
     found: list[Op] = []
     observe_flow(module, torch.zeros(1, channels, imgsz, imgsz).to(parameter), lambda op, _: found.append(op))
     return tuple(found)

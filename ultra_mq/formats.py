@@ -21,6 +21,8 @@ class Format:
         activation: ModelOpt attributes of the input quantizer; per tensor, symmetric, as TensorRT wants it.
         clips: Whether a smaller range makes the steps finer. Those of a floating-point format are relative, so that
             clipping gains nothing.
+        min_channels: Fewest channels of a layer, in and out, that kernels of the format are made for. ModelOpt's ONNX
+            path leaves convolutions of up to 16 channels out of FP8, depthwise ones among them.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Format:
     weight: dict[str, Any] = field(default_factory=dict, hash=False)
     activation: dict[str, Any] = field(default_factory=dict, hash=False)
     clips: bool = True
+    min_channels: int = 1
 
     def quantizer_config(self, layer: str = "*", amax: float | None = None) -> list[dict[str, Any]]:
         """ModelOpt quantizer entries that give a layer (or all of them) this format.
@@ -60,7 +63,12 @@ FORMATS = {
     "int8": Format("int8", 8, weight={"num_bits": 8, "axis": 0}, activation={"num_bits": 8, "axis": None}),
     # One scale a tensor for the weights too: ModelOpt's exporter knows no other for FP8.
     "fp8": Format(
-        "fp8", 8, weight={"num_bits": E4M3, "axis": None}, activation={"num_bits": E4M3, "axis": None}, clips=False
+        "fp8",
+        8,
+        weight={"num_bits": E4M3, "axis": None},
+        activation={"num_bits": E4M3, "axis": None},
+        clips=False,
+        min_channels=17,
     ),
     FLOAT: Format(FLOAT, 16),
 }

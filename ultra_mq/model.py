@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ultra_mq.errors import ModelError
+from ultra_mq.flow import trace_flow
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from ultralytics import YOLO
 
-SUPPORTED_TASKS = ("detect",)
+TASKS = ("detect", "segment", "pose", "obb", "classify")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Layer:
         name: Module path, for example ``model.2.cv1.conv``.
         kind: Class name of the module, ``Conv2d`` or ``Linear``.
         numel: Number of weight elements, biases left out.
+        channels: Input channels of a group or output channels, whichever is less.
     """
 
     name: str
     kind: str
     numel: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,8 @@ def prepare_model(
             f"'{source}' is quantized already; quantizing it again would measure the wrong model. "
             f"Start from the float checkpoint."
         )
-    if task not in SUPPORTED_TASKS:
-        raise ModelError(
-            f"'{source}' is a {task} model; supported so far: {', '.join(SUPPORTED_TASKS)}. "
-            f"Pass a detection model, for example yolo11n.pt."
-        )
+    if task not in TASKS:
+        raise ModelError(f"'{source}' is a {task} model; supported: {', '.join(TASKS)}. Pass one of those.")
     with torch.inference_mode(False):
         module = copy.deepcopy(module).float().eval()
         module = module.fuse(verbose=False).to(device)
@@ -173,11 +173,13 @@ def prepare_model(
 def split_layers(module: nn.Module) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
     """List the layers that may be quantized and those that stay in float.
 
-    Kept are the bare convolutions of the head (outputs of the box and class branches) and DFL, the rule of
-    Ultralytics' own INT8 export: quantizing them costs most of the accuracy for a small share of the time.
+    Kept are the bare convolutions and linear layers of the head, outside its ``Conv`` blocks, and DFL. That is the
+    rule of Ultralytics' own INT8 export: they make the outputs (boxes, classes, mask coefficients, keypoints,
+    angles), and quantizing them costs most of the accuracy for a small share of the time. Layers that only training
+    uses, such as the second head of an end-to-end model, are in neither list.
 
     Args:
-        module: Fused Ultralytics module.
+        module: Fused Ultralytics module in eval mode.
 
     Returns:
         Quantizable layers and kept layers, each in module order.
@@ -185,13 +187,15 @@ def split_layers(module: nn.Module) -> tuple[tuple[Layer, ...], tuple[Layer, ...
     from torch import nn
 
     head = f"model.{len(cast(nn.Sequential, module.model)) - 1}."
+    used = {op.module for op in trace_flow(module)}
     quantizable: list[Layer] = []
     kept: list[Layer] = []
     for name, child in module.named_modules():
-        if isinstance(child, (nn.Conv2d, nn.Linear)):
+        if isinstance(child, (nn.Conv2d, nn.Linear)) and name in used:
             in_head_output = name.startswith(head) and (not name.endswith(".conv") or ".dfl." in name)
             target = kept if in_head_output else quantizable
-            target.append(Layer(name, type(child).__name__.removeprefix("Quant"), child.weight.numel()))
+            kind, weight = type(child).__name__.removeprefix("Quant"), child.weight
+            target.append(Layer(name, kind, weight.numel(), min(weight.shape[:2])))
     return tuple(quantizable), tuple(kept)
 
 

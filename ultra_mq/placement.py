@@ -40,8 +40,8 @@ class Site:
 def sites_of(op: Op) -> tuple[Site, ...]:
     """The sites of an operation.
 
-    A concat has one quantizer for all operands, since they share a scale; an add has one for each. Pools and
-    upsampling are modules of their own, with ModelOpt's ``input_quantizer``.
+    A concat has one quantizer for all operands, since they share a scale; an add has one for each. Pools are modules of
+    their own, with ModelOpt's ``input_quantizer``.
     """
     if op.kind == "conv":
         return (Site(op.module, op.inputs[0]),)
@@ -51,7 +51,9 @@ def sites_of(op: Op) -> tuple[Site, ...]:
         return tuple(
             Site(f"{op.module}.add{op.index}_quantizer{operand}", tensor) for operand, tensor in enumerate(op.inputs)
         )
-    if op.kind in ("pool", "resize"):
+    if op.kind == "resize":
+        return (Site(f"{op.module}.resize{op.index}_quantizer", op.inputs[0]),)
+    if op.kind == "pool":
         return (Site(f"{op.module}.input_quantizer", op.inputs[0]),)
     return ()
 

@@ -160,9 +160,10 @@ def make_plan(
 
 
 def uniform_plan(model: PreparedModel, format_name: str) -> PrecisionPlan:
-    """The plan that gives every quantizable layer the same format."""
+    """The plan that gives every quantizable layer the same format, if there are kernels of the format for it."""
     sizes = {layer.name: float(layer.numel) for layer in model.quantizable}
-    choice = dict.fromkeys(sizes, format_name)
+    smallest = FORMATS[format_name].min_channels
+    choice = {layer.name: format_name for layer in model.quantizable if layer.channels >= smallest}
     return make_plan(model, choice, sizes, budget_bits=FORMATS[format_name].bits, why="user")
 
 

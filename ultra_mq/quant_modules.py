@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""ModelOpt quant modules for the blocks of Ultralytics: they quantize the operands of their concats and adds.
+"""ModelOpt quant modules for the blocks of Ultralytics: they quantize the operands of their joins.
 
 Importing this module registers them. A checkpoint holds a ``QuantizationRecord``, so that loading it imports this
 module and ``YOLO("quantized.pt")`` finds the classes without a word in the user's code.
@@ -24,7 +24,7 @@ from ultra_mq.placement import Placement
 from ultra_mq.plan import PrecisionPlan
 
 with quiet():
-    from modelopt.torch.quantization.nn import QuantInputBase, QuantModule, QuantModuleRegistry, TensorQuantizer
+    from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry, TensorQuantizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class QuantizationRecord:
 
 
 class QuantBlock(QuantModule):  # type: ignore[misc]
-    """A block whose own concats and adds have quantized operands.
+    """A block whose own concats, adds and upsamplings have quantized operands.
 
     The operations are found while the block's forward pass runs, in the order that ``flow.trace_flow`` saw them, so
     no block has to be rewritten. ``quantized_joins`` names the quantizers; it is a plain attribute of the block and
@@ -76,7 +76,7 @@ class QuantBlock(QuantModule):  # type: ignore[misc]
 
 
 class _QuantizeJoins(TorchFunctionMode):
-    """Quantizes the operands of the concats and adds that one block does itself, not those of its children."""
+    """Quantizes the operands of the joins that one block does itself, not those of its children."""
 
     def __init__(self, owner: nn.Module) -> None:
         super().__init__()
@@ -95,6 +95,8 @@ class _QuantizeJoins(TorchFunctionMode):
             elif kind == "add":
                 operands = [self._quantize(f"add{index}_quantizer{i}", operand) for i, operand in enumerate(args[:2])]
                 args = (*operands, *args[2:])
+            elif kind == "resize":
+                args = (self._quantize(f"resize{index}_quantizer", args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
 
     def _quantize(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -114,7 +116,7 @@ def _register() -> None:
             # Ultralytics replaces the forward pass of what it fuses, which a quant module would undo.
             if own and issubclass(found, nn.Module) and not hasattr(found, "forward_fuse"):
                 QuantModuleRegistry.register({found: f"ultralytics.{name}"})(QuantBlock)
-    QuantModuleRegistry.register({nn.Upsample: "nn.Upsample"})(QuantInputBase)
+    QuantModuleRegistry.register({nn.Upsample: "nn.Upsample"})(QuantBlock)
 
 
 _register()

@@ -60,7 +60,7 @@ def apply_plan(
             for entry in FORMATS[name].quantizer_config(layer, calibration.range(layer, name))
         ]
         if placement == "runtime":
-            joins = place_joins(trace_flow(model.module, 2 * model.stride), plan.quantized)
+            joins = place_joins(trace_flow(model.module), plan.quantized)
             entries += [FORMATS[name].join_config(join, calibration.range(join, name)) for join, name in joins.items()]
             _announce_joins(module, joins)
         module.quantization = QuantizationRecord(plan, placement)  # type: ignore[assignment]

@@ -159,25 +159,36 @@ def _output_loss(seed: int) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
     """Label-free loss: a random projection of the model's own float outputs.
 
     For random signs ``v``, the expectation of ``(v . J dy)^2`` is ``|J dy|^2``, the squared change of the outputs
-    that ``dy`` causes (Hutchinson's estimator). The outputs are class probabilities, and box distributions weighted
-    with the confidence of their anchor, since boxes of empty anchors are never seen.
+    that ``dy`` causes (Hutchinson's estimator). The outputs are class probabilities, and what belongs to an anchor
+    weighted with its confidence, since empty anchors are never seen: box distributions, or distances in strides where
+    the head has no distributions, and mask coefficients, keypoints and angles in units of their own spread.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
 
-    def signs(like: torch.Tensor) -> torch.Tensor:
-        return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+    def project(value: torch.Tensor) -> torch.Tensor:
+        signs = (torch.randint(0, 2, value.shape, generator=generator) * 2 - 1).to(value)
+        return (signs * value).sum()
 
     def loss(output: Any, batch: dict[str, Any]) -> torch.Tensor:
         raw = output[1]
+        if isinstance(raw, torch.Tensor):  # a classifier's logits
+            return project(raw.softmax(1))
         probabilities = raw["scores"].sigmoid()
         confidence = probabilities.detach().amax(1, keepdim=True)
-        batch_size, _, anchors = raw["boxes"].shape
-        boxes = raw["boxes"].view(batch_size, 4, -1, anchors).softmax(2)
-        total: torch.Tensor = (signs(probabilities) * probabilities).sum() + (
-            signs(boxes) * boxes * confidence.unsqueeze(1)
-        ).sum()
+        boxes = raw["boxes"]
+        if boxes.shape[1] > 4:
+            boxes = boxes.view(len(boxes), 4, -1, boxes.shape[2]).softmax(2).flatten(1, 2)
+        total = project(probabilities) + project(boxes * confidence)
+        for name in ("mask_coefficient", "kpts", "angle"):
+            if name in raw:
+                total = total + project(raw[name] / raw[name].detach().std() * confidence)
+        if "proto" in raw:
+            # A mask is coefficients times prototypes: both sides count as much, however many pixels there are.
+            prototypes, coefficients = raw["proto"], raw["mask_coefficient"]
+            weight = (confidence.square().sum() * coefficients.shape[1] / prototypes.numel()).sqrt()
+            total = total + project(prototypes / prototypes.detach().std() * weight)
         return total
 
     return loss

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ultra_mq.cost import CostModel, cost_in_format
 from ultra_mq.errors import BudgetError
-from ultra_mq.formats import FLOAT
+from ultra_mq.formats import FLOAT, FORMATS
 from ultra_mq.model import PreparedModel
 from ultra_mq.plan import PrecisionPlan, check_bits, make_plan
 from ultra_mq.sensitivity import Sensitivity
@@ -42,7 +42,12 @@ def solve_plan(
     check_bits(bits)
     layers = list(sensitivity.scores)
     limit = bits * sum(sizes[name] for name in layers)
-    options = {name: {**sensitivity.scores[name], FLOAT: 0.0} for name in layers}
+    channels = {layer.name: layer.channels for layer in model.quantizable}
+    options = {
+        name: {FLOAT: 0.0}
+        | {option: score for option, score in scores.items() if channels[name] >= FORMATS[option].min_channels}
+        for name, scores in sensitivity.scores.items()
+    }
     floor = sum(min(cost_in_format(sizes[name], option) for option in options[name]) for name in layers)
     with warnings.catch_warnings():
         # pulp announces its version 4 with a warning for every variable; the dependency stays below it.

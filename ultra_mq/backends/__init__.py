@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -44,22 +44,29 @@ class Backend(Protocol):
         """Give back memory and processes."""
 
 
-def open_file(path: Path, trt_python: str | None = None, threads: int | None = None) -> Backend:
+CpuRuntime = Literal["onnxruntime", "openvino"]
+
+
+def open_file(
+    path: Path, trt_python: str | None = None, threads: int | None = None, runtime: CpuRuntime = "onnxruntime"
+) -> Backend:
     """Open an artefact on the runtime that its suffix names.
 
     Args:
         path: ``.onnx`` or ``.engine`` file.
         trt_python: Interpreter that has TensorRT.
         threads: CPU threads of an ONNX file.
+        runtime: What runs an ONNX file.
 
     Raises:
         BackendError: The file is of another kind, or its runtime cannot open it.
     """
     from ultra_mq.backends.onnxruntime import OnnxRuntime
+    from ultra_mq.backends.openvino import OpenVino
     from ultra_mq.backends.tensorrt import TensorRt
 
     if path.suffix == ".onnx":
-        return OnnxRuntime(path, threads)
+        return OpenVino(path, threads) if runtime == "openvino" else OnnxRuntime(path, threads)
     if path.suffix == ".engine":
         return TensorRt(path, trt_python)
     raise BackendError(f"'{path}' is neither .onnx nor .engine. Export the model, or build an engine from it.")

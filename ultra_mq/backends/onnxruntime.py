@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,7 @@ class OnnxRuntime:
         self.path = path
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         self.input = self.session.get_inputs()[0]
-        # A dynamic axis has a name in place of a size; Ultralytics writes the size it was exported at.
-        size = [int(found) for found in re.findall(r"\d+", self.metadata.get("imgsz", ""))] or [640]
-        exported = (1, 3, size[0], size[-1])
-        self.shape = tuple(d if isinstance(d, int) else e for d, e in zip(self.input.shape, exported, strict=True))
+        self.shape = exported_shape(self.input.shape, self.metadata)
         self.batch = self.shape[0]
         self.version = onnxruntime.__version__
 
@@ -76,3 +74,17 @@ class OnnxRuntime:
             "device": "CPU",
             "threads": str(self.session.get_session_options().intra_op_num_threads),
         }
+
+
+def read_onnx_metadata(path: Path) -> dict[str, str]:
+    """Ultralytics metadata of an ONNX file."""
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
+
+
+def exported_shape(shape: Sequence[int | str | None], metadata: Mapping[str, str]) -> tuple[int, ...]:
+    """Input shape of a graph; where an axis is dynamic, the size that Ultralytics exported at."""
+    size = [int(found) for found in re.findall(r"\d+", metadata.get("imgsz", ""))] or [640]
+    exported = (1, 3, size[0], size[-1])
+    return tuple(d if isinstance(d, int) else e for d, e in zip(shape, exported, strict=True))

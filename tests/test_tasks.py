@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every task of every family: quantized, exported, built by TensorRT-RTX, and the same in torch and ONNX."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from ultralytics import YOLO
+
+from ultra_mq.audit import audit_graph
+from ultra_mq.backends.engine import BuildSettings, find_runtime
+from ultra_mq.backends.tensorrt_build import build_engine
+from ultra_mq.calibrate import calibrate
+from ultra_mq.export import export_onnx, read_metadata
+from ultra_mq.lint import quantized_layers
+from ultra_mq.model import prepare_model
+from ultra_mq.plan import uniform_plan
+from ultra_mq.quantization import apply_plan
+from ultra_mq.sensitivity import measure_sensitivity
+
+FAMILIES = ("yolov8n", "yolo11n", "yolo12n", "yolo26n")
+TASKS = ("", "-seg", "-pose", "-obb", "-cls")
+IMGSZ = 64
+
+HEADS = {
+    "": {"cv2", "cv3", "dfl"},
+    "-seg": {"cv2", "cv3", "cv4", "dfl"},
+    "-pose": {"cv2", "cv3", "cv4", "cv4_kpts", "dfl"},
+    "-obb": {"cv2", "cv3", "cv4", "dfl"},
+    "-cls": {"linear"},
+}
+"""Branches of each head whose last layer stays in float."""
+
+
+class Noise:
+    """Two noise images as a loader: enough to give every layer a range and a gradient."""
+
+    indices = (0, 1)
+
+    def __init__(self):
+        self.batch = {"img": torch.rand(2, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))}
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        return iter([self.batch])
+
+
+def make_model(name):
+    """A random network whose batch norms know its statistics: without them the signal dies on its way."""
+    torch.manual_seed(0)
+    yolo = YOLO(name)
+    module = yolo.model.train()
+    for child in module.modules():
+        if isinstance(child, torch.nn.BatchNorm2d):
+            child.momentum = None
+    with torch.no_grad():
+        for _ in range(2):
+            module(torch.rand(4, 3, IMGSZ, IMGSZ))
+    return prepare_model(yolo)
+
+
+def first_tensor(value):
+    return value if isinstance(value, torch.Tensor) else first_tensor(value[0])
+
+
+def run(path, image):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": image.numpy()})[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_task(family, task, needs_rtx, tmp_path):
+    model = make_model(f"{family}{task}.yaml")
+    assert {layer.name.split(".")[2] for layer in model.kept} <= HEADS[task]
+    assert {layer.name.rpartition(".")[2] for layer in model.quantizable} <= {"conv", "0", "1"}
+    batches = Noise()
+    calibration = calibrate(model, batches)
+    plan = uniform_plan(model, "int8")
+    module = apply_plan(model, plan, calibration)
+    graph = export_onnx(module, tmp_path / "int8.onnx", IMGSZ)
+    loaded = onnx.load(graph.path)
+    assert quantized_layers(loaded) == set(plan.quantized)
+    assert audit_graph(loaded, plan).findings == ()
+
+    image = batches.batch["img"][:1]
+    with torch.no_grad():
+        fake, exact = first_tensor(module(image)).numpy(), first_tensor(model.module(image)).numpy()
+    error = np.abs(fake - exact).mean()
+    # Most have not one value on a rounding border and agree to 1e-6 of the error. In a random network a single value
+    # that falls to the other side grows to half the error; a quantizer too many or too few, to all of it.
+    assert np.abs(run(graph.path, image) - fake).mean() < 0.75 * error
+
+    settings = BuildSettings(target="rtx")
+    runtime = find_runtime(settings)
+    engine = build_engine(graph.path, tmp_path / "int8.engine", read_metadata(loaded), settings, runtime)
+    executed = {name: kind for name, kind in engine.layer_types.items() if name in plan.quantized}
+    assert set(executed) == set(plan.quantized)
+    assert set(executed.values()) == {"Int8"}
+
+
+@pytest.mark.parametrize("name", ["yolo11n-seg.yaml", "yolo26n-pose.yaml", "yolo11n-cls.yaml"])
+def test_layers_of_every_kind_of_output_have_a_score(name):
+    model = make_model(name)
+    batches = Noise()
+    sensitivity = measure_sensitivity(model, calibrate(model, batches), batches, "outputs")
+    assert sensitivity.scores.keys() == {layer.name for layer in model.quantizable}
+    # A branch that the loss did not see would have zeros all along.
+    for branch in ("cv4", "proto", "conv"):
+        scores = [found["int8"] for layer, found in sensitivity.scores.items() if f".{branch}" in layer]
+        assert not scores or max(scores) > 0
