@@ -17,7 +17,8 @@ from ultra_mq.cost import layer_sizes
 from ultra_mq.evaluate import compare, evaluate
 from ultra_mq.files import write_text
 from ultra_mq.plan import PrecisionPlan, make_plan
-from ultra_mq.session import Session, open_session, plan_variant, quantize_model, torch_device
+from ultra_mq.session import Session, open_session, torch_device
+from ultra_mq.stages import plan_variant, quantize_model
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from ultra_mq.export import export_onnx
 from ultra_mq.files import write_text
 from ultra_mq.plan import uniform_plan
 from ultra_mq.ptq import PtqMethod, PtqSettings, ptq
-from ultra_mq.session import open_session, quantize_model
+from ultra_mq.session import open_session
+from ultra_mq.stages import quantize_model
 
 
 def main() -> None:

@@ -154,7 +154,7 @@ def needs_rtx():
 def nothing_is_left():
     """No test may leave a worker process or a shared memory segment behind."""
     yield
-    assert not list(Path("/dev/shm").glob("ultra-mq-*"))
+    assert not list(Path("/dev/shm").glob(f"ultra-mq-{os.getpid()}-*"))
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     for pid in children.read_text().split() if children.exists() else ():
         assert b"trt_worker" not in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -22,16 +22,26 @@ def squared_error(values, amax):
 
 
 def test_even_values_are_not_clipped():
-    assert least_squares_amax(*histogram(np.linspace(0, 1, 10_000))) >= 0.99
+    assert least_squares_amax([histogram(np.linspace(0, 1, 10_000))]) >= 0.99
 
 
 def test_outliers_are_clipped_where_the_true_error_is_least():
     values = np.concatenate([np.random.default_rng(0).normal(0, 1, 100_000), [60.0]])
-    chosen = least_squares_amax(*histogram(values))
+    chosen = least_squares_amax([histogram(values)])
     errors = {amax: squared_error(values, amax) for amax in 60 * np.linspace(0.1, 1, 91)}
     best = min(errors, key=errors.get)
     assert chosen < 60
     assert errors[min(errors, key=lambda amax: abs(amax - chosen))] <= 1.02 * errors[best]
+
+
+def test_a_shared_range_has_the_least_error_over_all_tensors():
+    rng = np.random.default_rng(0)
+    narrow, wide = rng.normal(0, 1, 50_000), np.concatenate([rng.normal(0, 1, 50_000), [40.0] * 500])
+    chosen = least_squares_amax([histogram(narrow), histogram(wide)])
+    errors = {amax: squared_error(narrow, amax) + squared_error(wide, amax) for amax in 40 * np.linspace(0.1, 1, 91)}
+    nearest = min(errors, key=lambda amax: abs(amax - chosen))
+    assert errors[nearest] <= 1.02 * min(errors.values())
+    assert least_squares_amax([histogram(narrow)]) < chosen
 
 
 def test_max_is_the_largest_input(model, batches):

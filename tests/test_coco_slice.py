@@ -11,7 +11,8 @@ from ultra_mq.lint import quantized_layers
 from ultra_mq.pipeline import run_recipe
 from ultra_mq.ptq import PtqSettings, ptq, save_calibration
 from ultra_mq.recipe import make_recipe
-from ultra_mq.session import evaluate_onnx, open_session
+from ultra_mq.session import open_session
+from ultra_mq.stages import evaluate_onnx
 
 pytestmark = [pytest.mark.coco, pytest.mark.slow]
 

@@ -17,7 +17,8 @@ from ultra_mq.plan import PrecisionPlan, check_plan
 from ultra_mq.ptq import PtqSettings, load_calibration, ptq, save_calibration
 from ultra_mq.recipe import Recipe, make_recipe
 from ultra_mq.results import Report
-from ultra_mq.session import open_session, plan_variant, quantize_model, torch_device
+from ultra_mq.session import open_session, torch_device
+from ultra_mq.stages import plan_variant, quantize_model
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,6 +7,7 @@ quantizes: one pass over the images serves every budget.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -82,30 +83,33 @@ def calibrate(
     layers = dict.fromkeys((layer.name for layer in model.quantizable), "any")
     wanted = {*layers, *(place_joins(flow, layers) if placement == "runtime" else ())}
     groups = [group & wanted for group in shared_ranges(flow, placement) if group & wanted]
-    histograms = {site: histogram for group in groups for histogram in [HistogramCalibrator()] for site in group}
+    group_of = {site: group for group in groups for site in group}
+    # A tensor of each group by the operand that reads it first: numbers of tensors hold for one pass alone.
+    histograms: dict[frozenset[str], dict[tuple[str, int, int], HistogramCalibrator]] = {group: {} for group in groups}
     for batch in track(batches, "Calibrating", len(batches)):
-        # Several readers of one tensor that share a range show it once.
-        seen: set[tuple[int, int]] = set()
+        seen: set[tuple[frozenset[str], int]] = set()
 
-        def collect(op: Op, inputs: tuple[torch.Tensor, ...], seen: set[tuple[int, int]] = seen) -> None:
-            for site, tensor in zip(sites_of(op), inputs, strict=False):
-                if site.name not in wanted or (id(histograms[site.name]), site.tensor) in seen:
+        def collect(op: Op, inputs: tuple[torch.Tensor, ...], seen: set[tuple[frozenset[str], int]] = seen) -> None:
+            for operand, (site, tensor) in enumerate(zip(sites_of(op), inputs, strict=False)):
+                group = group_of.get(site.name)
+                if group is None or (group, site.tensor) in seen:
                     continue
-                seen.add((id(histograms[site.name]), site.tensor))
+                seen.add((group, site.tensor))
                 if not torch.isfinite(tensor).all():
                     raise DataError(
                         f"The input of '{op.module}' is not finite on the calibration images. "
                         f"Check the weights of '{model.source}': a finished training run has finite ones."
                     )
-                histograms[site.name].collect(tensor)
+                key = (site.name, op.index, operand)
+                histograms[group].setdefault(key, HistogramCalibrator()).collect(tensor)
 
         observe_flow(model.module, batch["img"], collect)
     amax: dict[str, float] = {}
     largest: dict[str, float] = {}
     for group in groups:
-        histogram = histograms[min(group)]
-        largest |= dict.fromkeys(sorted(group), choose_range(histogram, "max"))
-        amax |= dict.fromkeys(sorted(group), choose_range(histogram, method))
+        members = list(histograms[group].values())
+        largest |= dict.fromkeys(sorted(group), choose_range(members, "max"))
+        amax |= dict.fromkeys(sorted(group), choose_range(members, method))
     if empty := [name for name, value in amax.items() if value == 0]:
         raise DataError(
             f"The input of {', '.join(empty[:3])} is zero on all calibration images, so it has no range. "
@@ -114,35 +118,42 @@ def calibrate(
     return Calibration(method, len(batches.indices), amax, largest)
 
 
-def choose_range(histogram: HistogramCalibrator, method: Method) -> float:
-    """Range from a histogram of absolute values; see ``calibrate`` for the methods."""
+def choose_range(histograms: Sequence[HistogramCalibrator], method: Method) -> float:
+    """Range of a tensor, or of several that share it, from histograms of absolute values; see ``calibrate``."""
     if method in ("entropy", "percentile"):
         # ModelOpt's search takes seconds a tensor with every bin as a candidate.
-        stride = max(1, len(histogram._calib_hist) // ENTROPY_CANDIDATES)
-        return float(histogram.compute_amax(method, percentile=PERCENTILE, stride=stride))
-    counts, edges = histogram._calib_hist.double().cpu().numpy(), histogram._calib_bin_edges.double().cpu().numpy()
-    return float(edges[-1]) if method == "max" else least_squares_amax(counts, edges)
+        strides = [max(1, len(histogram._calib_hist) // ENTROPY_CANDIDATES) for histogram in histograms]
+        return max(
+            float(histogram.compute_amax(method, percentile=PERCENTILE, stride=stride))
+            for histogram, stride in zip(histograms, strides, strict=True)
+        )
+    counted = [
+        (histogram._calib_hist.double().cpu().numpy(), histogram._calib_bin_edges.double().cpu().numpy())
+        for histogram in histograms
+    ]
+    return max(float(edges[-1]) for _, edges in counted) if method == "max" else least_squares_amax(counted)
 
 
-def least_squares_amax(counts: np.ndarray, edges: np.ndarray, levels: int = 127) -> float:
-    """Range with the least squared error of rounding and clipping, from a histogram of absolute values.
+def least_squares_amax(histograms: Sequence[tuple[np.ndarray, np.ndarray]], levels: int = 127) -> float:
+    """Range with the least squared error of rounding and clipping, summed over the tensors that share it.
 
     The ``mse`` method of TensorRT's and ModelOpt's calibrators; ModelOpt 0.47's own search always returns its first
     candidate, 1/16 of the range, so it is done here.
 
     Args:
-        counts: Histogram of absolute values, shape (N,).
-        edges: Its bin edges, shape (N + 1,).
+        histograms: Of each tensor the counts of absolute values, shape (N,), and the bin edges, shape (N + 1,).
         levels: Positive quantization levels, 127 for symmetric INT8.
 
     Returns:
         The chosen range, between 10 % and 100 % of the largest value.
     """
-    centers = (edges[1:] + edges[:-1]) / 2
-    candidates = edges[-1] * np.linspace(0.1, 1.0, SEARCH_STEPS)
-    errors = []
-    for candidate in candidates:
-        scale = candidate / levels
-        rounded = np.clip(np.round(centers / scale), 0, levels) * scale
-        errors.append(float(counts @ (rounded - centers) ** 2))
+    largest = max(float(edges[-1]) for _, edges in histograms)
+    candidates = largest * np.linspace(0.1, 1.0, SEARCH_STEPS)
+    errors = np.zeros(SEARCH_STEPS)
+    for counts, edges in histograms:
+        centers = (edges[1:] + edges[:-1]) / 2
+        for step, candidate in enumerate(candidates):
+            scale = candidate / levels
+            rounded = np.clip(np.round(centers / scale), 0, levels) * scale
+            errors[step] += counts @ (rounded - centers) ** 2
     return float(candidates[int(np.argmin(errors))])

@@ -15,6 +15,7 @@ from ultra_mq.cli_options import OVERRIDES_HELP, command_options, formats, place
 from ultra_mq.console import console
 
 if TYPE_CHECKING:
+    from ultra_mq.calibrate import Method
     from ultra_mq.results import Report
 
 
@@ -72,7 +73,8 @@ def plan(weights: str, overrides: tuple[str, ...], bits: float, cost: str, outpu
     """Write the plan for a budget of bits, without quantizing anything; edit it and apply it."""
     from ultra_mq.api import autoquant_recipe
     from ultra_mq.plan import save_plan
-    from ultra_mq.session import open_session, plan_variant
+    from ultra_mq.session import open_session
+    from ultra_mq.stages import plan_variant
 
     recipe = autoquant_recipe(weights, bits, {"cost_model": cost}, list(overrides))
     found = plan_variant(open_session(recipe), recipe.variants[0])
@@ -125,6 +127,50 @@ def compare(
 
     settings = {"engine": {"target": target, "trt_python": trt_python}, "placement": placement}
     _print_report(run_recipe(compare_recipe(weights, bits, settings, list(overrides))), as_json)
+
+
+@main.command(epilog=OVERRIDES_HELP)
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(["max", "mse", "entropy", "percentile"]),
+    multiple=True,
+    default=("max", "mse", "entropy", "percentile"),
+    show_default=True,
+)
+@click.option("--images", "image_counts", type=int, multiple=True, default=(32,), show_default=True, help="Repeatable.")
+@placement
+@command_options
+def calib(
+    weights: str,
+    overrides: tuple[str, ...],
+    methods: tuple[Method, ...],
+    image_counts: tuple[int, ...],
+    placement: str,
+    as_json: bool,
+) -> None:
+    """Compare methods of calibration on WEIGHTS, all layers in INT8."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from ultra_mq.calibrations import compare_calibrations
+    from ultra_mq.recipe import make_recipe
+    from ultra_mq.tables import points
+
+    recipe = make_recipe({"model": weights, "placement": placement}, list(overrides))
+    results = compare_calibrations(recipe, methods, image_counts)
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results], indent=2))
+        return
+    table = Table(title="Uniform INT8, the best agreement with FP32 first", title_justify="left")
+    for column in ("method", "images", "agreement", "mAP50-95"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for result in results:
+        table.add_row(result.method, str(result.images), f"{result.agreement:.3f}", points(result.map50_95))
+    console.print(table)
 
 
 @main.command()

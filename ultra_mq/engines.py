@@ -19,7 +19,8 @@ from ultra_mq.plan import save_plan
 from ultra_mq.recipe import Recipe
 from ultra_mq.repair import repair_plan
 from ultra_mq.results import VariantResult
-from ultra_mq.session import Session, evaluate_onnx
+from ultra_mq.session import Session
+from ultra_mq.stages import evaluate_onnx
 
 NAME = "model.engine"
 

@@ -14,24 +14,23 @@ from ultra_mq.cost import layer_sizes
 from ultra_mq.engines import add_engine, find_engine_runtime, time_engines
 from ultra_mq.errors import ParityError, RunFolderError
 from ultra_mq.evaluate import Accuracy, compare
-from ultra_mq.export import check_graph, export_onnx
+from ultra_mq.export import check_graph
 from ultra_mq.files import publish
 from ultra_mq.plan import PrecisionPlan, check_plan, save_plan
 from ultra_mq.recipe import Recipe, Variant, save_recipe
 from ultra_mq.report import write_report
 from ultra_mq.results import Report, VariantResult
-from ultra_mq.session import (
-    Session,
+from ultra_mq.session import Session, open_session, require_detection
+from ultra_mq.solve import solve_plan
+from ultra_mq.stages import (
     evaluate_onnx,
-    graph_key,
     make_artefacts,
+    make_fp32,
     make_ptq,
     measure_parity,
-    open_session,
     plan_variant,
     score_layers,
 )
-from ultra_mq.solve import solve_plan
 
 OUTLOOK_BITS = (8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0, 14.0)
 TENSORRT_HINT = "TensorRT engines, which need an NVIDIA GPU; on that machine: ultra-mq build {onnx}"
@@ -54,6 +53,7 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan |
         ParityError: Torch and ONNX parted; the report is written and shows where.
     """
     session = open_session(recipe, cache)
+    require_detection(session)
     if plan is not None:
         check_plan(plan, session.model)
     runtime, not_built = find_engine_runtime(recipe)
@@ -111,14 +111,7 @@ def _needs_scores(recipe: Recipe, plan: PrecisionPlan | None) -> bool:
 
 
 def _reference(session: Session, folder: Path) -> VariantResult:
-    model, imgsz = session.model, session.recipe.imgsz
-
-    def make(entry: Path) -> None:
-        with session.stage("Export FP32"):
-            export_onnx(model.module, entry / "fp32.onnx", imgsz)
-
-    entry = session.cache.folder("fp32", graph_key(session), make)
-    path = publish(entry / "fp32.onnx", folder / f"{model.stem}-fp32.onnx")
+    path = publish(make_fp32(session), folder / f"{session.model.stem}-fp32.onnx")
     accuracy = evaluate_onnx(session, path, "Evaluating FP32")
     return VariantResult("fp32", path.name, None, path.stat().st_size, accuracy)
 

@@ -8,6 +8,7 @@ module and ``YOLO("quantized.pt")`` finds the classes without a word in the user
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,3 +121,6 @@ def _register() -> None:
 
 
 _register()
+# ModelOpt looks for the device of a module without weights, such as a concat, among its weights. Ultralytics moves the
+# restored model as a whole.
+warnings.filterwarnings("ignore", message="Could not identify the device for TensorQuantizer states")

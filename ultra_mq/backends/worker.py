@@ -232,7 +232,7 @@ class Segment:
 @contextlib.contextmanager
 def _shared_file() -> Iterator[Path]:
     memory = Path("/dev/shm")
-    handle, name = tempfile.mkstemp(prefix="ultra-mq-", dir=memory if memory.is_dir() else None)
+    handle, name = tempfile.mkstemp(prefix=f"ultra-mq-{os.getpid()}-", dir=memory if memory.is_dir() else None)
     os.close(handle)
     try:
         yield Path(name)
