@@ -4,13 +4,19 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+# Two processes of one thread each: most of a test is Python.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+.PHONY: demo test test-slow check clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(PYTEST) -m "slow and not gpu"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -22,7 +28,7 @@ check: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e ".[dev,tensorrt-rtx]"
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e ".[dev,openvino,tensorrt-rtx]"
 	touch $@
 
 clean:

@@ -120,7 +120,7 @@ def test_distillation_draws_the_outputs_to_the_float_models(weights, shapes, bat
         if type(module).__name__ == "TensorQuantizer" and module.is_enabled and module.amax.numel() == 1:
             module.amax = module.amax * 4
     before = distance(model.model)
-    settings = {**train_settings(shapes, tmp_path), "lr0": 1e-3, "epochs": 5}
+    settings = {**train_settings(shapes, tmp_path), "lr0": 2e-4, "epochs": 5, "nbs": 4}
     model.train(**settings, distill_model=str(weights))
     assert distance(model.model.float()) < 0.8 * before
 

@@ -16,8 +16,8 @@ from ultra_mq.stages import evaluate_onnx
 
 pytestmark = [pytest.mark.coco, pytest.mark.slow]
 
-BITS = (7.5, 9, 10)
-LEAST_AGREEMENT = {7.5: 0.92, 9: 0.95, 10: 0.98}
+BITS = (7.5, 9)
+LEAST_AGREEMENT = {7.5: 0.95, 9: 0.96}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_float_model_scores_as_it_should(report):
 
 
 def test_bits_are_reached(report):
-    assert [variant.plan.bits for variant in report.variants[1:]] == pytest.approx([8, 9, 10, 16], abs=0.02)
+    assert [variant.plan.bits for variant in report.variants[1:]] == pytest.approx([8, 9, 16], abs=0.02)
     assert any("floor of 8" in warning for warning in report.warnings)
 
 
@@ -50,13 +50,13 @@ def test_int8_loses_less_than_0_8_points(report):
 
 
 def test_agreement(report):
-    found = [variant.accuracy.agreement for variant in report.variants[1:4]]
+    found = [variant.accuracy.agreement for variant in report.variants[1:3]]
     assert all(value >= LEAST_AGREEMENT[bits] for value, bits in zip(found, BITS, strict=True))
     assert found == sorted(found)
 
 
 def test_torch_and_onnx_agree(report):
-    assert all(variant.parity.holds for variant in report.variants[1:4])
+    assert all(variant.parity.holds for variant in report.variants[1:3])
 
 
 def test_engines_run_what_was_planned(report):

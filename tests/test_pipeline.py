@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ultra_mq import engines, pipeline, session
+from ultra_mq import engines, pipeline, stages
 from ultra_mq.cache import Cache
 from ultra_mq.errors import BackendError, DataError, ParityError, PlanError, RunFolderError
 from ultra_mq.export import Graph
@@ -88,8 +88,8 @@ def test_the_report_reads_well(report):
 
 
 def test_the_resolved_recipe_reproduces_the_run(report, monkeypatch):
-    monkeypatch.setattr(session, "measure_sensitivity", lambda *a, **k: pytest.fail("scores come from the cache"))
-    monkeypatch.setattr(session, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
+    monkeypatch.setattr(stages, "measure_sensitivity", lambda *a, **k: pytest.fail("scores come from the cache"))
+    monkeypatch.setattr(stages, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
     again = run_recipe(load_recipe(report.folder / "recipe.yaml"))
     assert again.folder != report.folder
     for one, two in zip(report.variants, again.variants, strict=True):
@@ -174,15 +174,15 @@ def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "export_onnx", interrupt)
+        patch.setattr(stages, "export_onnx", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "convert_to_fp16", interrupt)
+        patch.setattr(stages, "convert_to_fp16", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, cache)
     assert (tmp_path / "cache" / "calibration").exists()
-    monkeypatch.setattr(session, "calibrate", lambda *a, **k: pytest.fail("calibration comes from the cache"))
+    monkeypatch.setattr(stages, "calibrate", lambda *a, **k: pytest.fail("calibration comes from the cache"))
     assert run_recipe(recipe, cache).variants[1].accuracy.agreement > 0.5
 
 

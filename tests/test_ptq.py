@@ -6,10 +6,15 @@ import onnx
 import pytest
 
 from ultra_mq.data import load_image
-from ultra_mq.errors import DataError, ExportError
+from ultra_mq.errors import DataError, ExportError, PlanError
 from ultra_mq.export import convert_to_fp16, export_onnx
 from ultra_mq.lint import quantized_layers
-from ultra_mq.ptq import PtqSettings, hot_spots, load_calibration, ptq, save_calibration
+from ultra_mq.plan import make_plan, uniform_plan
+from ultra_mq.ptq import PtqSettings, hot_spots, load_calibration, ptq, ptq_plan, save_calibration
+from ultra_mq.quantization import apply_plan
+
+OPERANDS = {"Conv": 2, "MaxPool": 1, "Resize": 1}
+"""How many inputs of an operator are data, where not all are."""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,42 @@ def test_the_head_stays_in_float(nohead):
     layers = quantized_layers(onnx.load(str(nohead.path)))
     assert {"model.0.conv", "model.10.m.0.attn.qkv.conv", "model.22.cv2.conv"} <= layers
     assert not {name for name in layers if ".dfl." in name or name.endswith(".2")}
+
+
+def test_our_placement_quantizes_what_modelopts_onnx_path_does(nohead, model, calibration, tmp_path):
+    """Every convolution, add, concat and pool that has a quantized operand there has all of them quantized here."""
+    plan = uniform_plan(model, "int8")
+    ours = onnx.load(export_onnx(apply_plan(model, plan, calibration), tmp_path / "ours.onnx", 160).path)
+    theirs = onnx.load(nohead.path)
+
+    def touched(graph, combine):
+        makers = {output: node.op_type for node in graph.graph.node for output in node.output}
+        return {
+            node.name
+            for node in graph.graph.node
+            if node.op_type in ("Conv", "Add", "Concat", "MaxPool", "Resize")
+            and combine(
+                makers.get(name) == "DequantizeLinear" for name in list(node.input)[: OPERANDS.get(node.op_type)]
+            )
+        }
+
+    there, here = touched(theirs, any), touched(ours, all)
+    assert len(there) > 90
+    assert there <= here
+    assert {name for name in here - there if not name.endswith("Concat")} <= {"/model.10/m/m.0/attn/Add"}
+
+
+def test_a_plan_is_carried_out_by_modelopts_onnx_path(fp32, pixels, model, plan, tmp_path):
+    graph = ptq_plan(fp32, tmp_path / "plan.onnx", pixels, plan)
+    assert quantized_layers(onnx.load(graph.path)) == set(plan.quantized)
+
+
+def test_modelopts_onnx_path_refuses_a_mixture(fp32, pixels, model, tmp_path):
+    names = [layer.name for layer in model.quantizable]
+    sizes = {layer.name: float(layer.numel) for layer in model.quantizable}
+    mixed = make_plan(model, {names[3]: "int8", names[4]: "fp8"}, sizes, budget_bits=8, why="user")
+    with pytest.raises(PlanError, match="one format beside float, and the plan has fp8, int8"):
+        ptq_plan(fp32, tmp_path / "plan.onnx", pixels, mixed)
 
 
 def test_ultralytics_can_run_the_file(nohead, fp32):
