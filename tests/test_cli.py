@@ -47,12 +47,13 @@ def test_json_is_all_there_is_on_standard_output(run, small, tmp_path):
 
 def test_run_plan_and_apply(run, small, tmp_path):
     weights, *overrides = small
-    assert run("plan", weights, "--bits", "10", *overrides)[0] == 0
+    assert run("plan", weights, "--bits", "10", *overrides, "placement=torch")[0] == 0
     document = yaml.safe_load((tmp_path / "plan.yaml").read_text())
     assert document["bits"] == pytest.approx(10, abs=0.02)
     code, out, err = run("apply", "plan.yaml", weights, *overrides, f"project={tmp_path}/runs", "--json")
     assert code == 0, err
     assert json.loads(out)["variants"][1]["plan"]["bits"] == document["bits"]
+    assert yaml.safe_load((tmp_path / "runs" / "apply" / "recipe.yaml").read_text())["placement"] == "torch"
     (tmp_path / "r.yaml").write_text(
         yaml.safe_dump({"model": str(weights), "variants": [{"name": "a", "precision": "fp16"}]})
     )

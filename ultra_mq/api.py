@@ -61,6 +61,8 @@ def quantize(
         >>> model.train(data="coco128.yaml", **ultra_mq.QAT)
     """
     document = {**settings, "data": str(data), "variants": [{"name": "model", "bits": bits}]}
+    if plan is not None:
+        document.setdefault("placement", plan.placement)
     recipe = make_recipe(document, where="arguments of quantize()")
     if recipe.placement == "onnx":
         raise RecipeError("placement=onnx makes an ONNX file and no torch model. Use placement='runtime' or 'torch'.")

@@ -100,7 +100,8 @@ def apply(plan_file: Path, weights: str, overrides: tuple[str, ...], as_json: bo
 
     loaded = load_plan(plan_file)
     variants = [{"name": "plan", "bits": loaded.budget_bits}]
-    recipe = make_recipe({"model": weights, "name": "apply", "variants": variants}, list(overrides))
+    document = {"model": weights, "name": "apply", "variants": variants, "placement": loaded.placement}
+    recipe = make_recipe(document, list(overrides))
     _print_report(run_recipe(recipe, plan=loaded), as_json)
 
 

@@ -16,6 +16,7 @@ from ultra_mq.errors import BudgetError, PlanError
 from ultra_mq.files import write_text
 from ultra_mq.formats import FLOAT, FORMATS
 from ultra_mq.model import PreparedModel
+from ultra_mq.placement import Placement
 from ultra_mq.schema import validate
 
 Why = Literal["searched", "kept", "repaired", "user"]
@@ -58,6 +59,7 @@ class PrecisionPlan:
         budget_bits_reached: Bits reached in the plan's cost model, averaged over the quantizable layers.
         bits: ModelOpt's effective bits: bits averaged over the quantizable weights.
         layers: All layers in the order of the forward pass, kept ones last.
+        placement: Where Q/DQ stand beside the layers.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -72,6 +74,7 @@ class PrecisionPlan:
     budget_bits_reached: float
     bits: float
     layers: tuple[LayerPlan, ...]
+    placement: Placement = "runtime"
 
     @property
     def quantized(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ultra_mq.cache import Cache
 from ultra_mq.console import console, quiet, warn
@@ -17,9 +17,6 @@ from ultra_mq.errors import DataError, ModelError
 from ultra_mq.model import PreparedModel, load_model
 from ultra_mq.plan import check_bits
 from ultra_mq.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,19 +76,19 @@ def score_layers(session: Session) -> Sensitivity:
 
 def plan_variant(session: Session, variant: Variant) -> PrecisionPlan:
     """The plan of a variant: uniform, or solved from the scores."""
+    recipe = session.recipe
     if variant.bits is None:
-        return uniform_plan(session.model, variant.precision)
+        return replace(uniform_plan(session.model, variant.precision), placement=recipe.placement)
     sensitivity = score_layers(session)
-    sizes = layer_sizes(session.model, session.recipe.cost_model, session.recipe.imgsz)
-    images = session.calibration_batches(session.recipe.sensitivity.images)
-    return solve_plan(
+    plan = solve_plan(
         session.model,
         sensitivity,
-        sizes,
+        layer_sizes(session.model, recipe.cost_model, recipe.imgsz),
         variant.bits,
-        cost_model=session.recipe.cost_model,
-        data_fingerprint=images.fingerprint,
+        cost_model=recipe.cost_model,
+        data_fingerprint=session.calibration_batches(recipe.sensitivity.images).fingerprint,
     )
+    return replace(plan, placement=recipe.placement)
 
 
 def quantize_model(session: Session, plan: PrecisionPlan) -> nn.Module:
