@@ -7,6 +7,7 @@ module and ``YOLO("quantized.pt")`` finds the classes without a word in the user
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections import Counter
@@ -62,18 +63,13 @@ class QuantBlock(QuantModule):  # type: ignore[misc]
         return self._with_quantized_joins(super().forward_split, args, kwargs)
 
     def _with_quantized_joins(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not getattr(self, "quantized_joins", ()):
-            _running.append(None)
-            try:
+        mode = _QuantizeJoins(self) if getattr(self, "quantized_joins", ()) else None
+        _running.append(mode)
+        try:
+            with mode or contextlib.nullcontext():
                 return forward(*args, **kwargs)
-            finally:
-                _running.pop()
-        with _QuantizeJoins(self) as mode:
-            _running.append(mode)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                _running.pop()
+        finally:
+            _running.pop()
 
 
 class _QuantizeJoins(TorchFunctionMode):
