@@ -73,6 +73,23 @@ def run(path, image):
     return session.run(None, {"images": image.numpy()})[0]
 
 
+def closest_parity(exact, module, path):
+    """Distance of torch and ONNX in units of the quantization error, on the image where they are closest.
+
+    In a random network a single value on a rounding border that falls to the other side grows to the size of the
+    quantization error, and most images have none. A quantizer too many or too few spoils every image.
+    """
+    ratios = []
+    for seed in range(8):
+        image = torch.rand(1, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            fake, reference = (first_tensor(network(image)).numpy() for network in (module, exact))
+        ratios.append(np.abs(run(path, image) - fake).mean() / np.abs(fake - reference).mean())
+        if ratios[-1] < 1e-3:
+            break
+    return min(ratios)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,13 +106,7 @@ def test_task(family, task, needs_rtx, tmp_path):
     assert quantized_layers(loaded) == set(plan.quantized)
     assert audit_graph(loaded, plan).findings == ()
 
-    image = batches.batch["img"][:1]
-    with torch.no_grad():
-        fake, exact = first_tensor(module(image)).numpy(), first_tensor(model.module(image)).numpy()
-    error = np.abs(fake - exact).mean()
-    # Most have not one value on a rounding border and agree to 1e-6 of the error. In a random network a single value
-    # that falls to the other side grows to half the error; a quantizer too many or too few, to all of it.
-    assert np.abs(run(graph.path, image) - fake).mean() < 0.75 * error
+    assert closest_parity(model.module, module, graph.path) < 1e-3
 
     settings = BuildSettings(target="rtx")
     runtime = find_runtime(settings)
