@@ -76,13 +76,6 @@ class OnnxRuntime:
         }
 
 
-def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """Ultralytics metadata of an ONNX file."""
-    import onnx
-
-    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
-
-
 def exported_shape(shape: Sequence[int | str | None], metadata: Mapping[str, str]) -> tuple[int, ...]:
     """Input shape of a graph; where an axis is dynamic, the size that Ultralytics exported at."""
     size = [int(found) for found in re.findall(r"\d+", metadata.get("imgsz", ""))] or [640]

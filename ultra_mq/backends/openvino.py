@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ultra_mq.backends.onnxruntime import exported_shape, read_onnx_metadata
+from ultra_mq.backends.onnxruntime import exported_shape
 from ultra_mq.errors import BackendError
+from ultra_mq.export import load_graph
 
 
 class OpenVino:
@@ -38,7 +39,7 @@ class OpenVino:
             raise BackendError(f"OpenVINO cannot load '{path}': {error}. Export it again.") from error
         self.request = self.model.create_infer_request()
         self.path = path
-        self.metadata = read_onnx_metadata(path)
+        self.metadata = {entry.key: entry.value for entry in load_graph(path).metadata_props}
         source = self.model.input(0).get_partial_shape()
         self.shape = exported_shape([d.get_length() if d.is_static else None for d in source], self.metadata)
         self.batch = self.shape[0]
