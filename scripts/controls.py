@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=20, help="number of random plans")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    recipe = autoquant_recipe(arguments.weights, arguments.bits, {}, arguments.overrides)
+    recipe = autoquant_recipe(arguments.weights, {"bits": arguments.bits}, {}, arguments.overrides)
     session = open_session(recipe)
     order = [layer.name for layer in session.model.quantizable]
     plans = {"searched": plan_variant(session, recipe.variants[0])}

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    recipe = autoquant_recipe(arguments.weights, 8, {}, arguments.overrides)
+    recipe = autoquant_recipe(arguments.weights, {"bits": 8}, {}, arguments.overrides)
     session = open_session(recipe)
     images = session.calibration_batches(recipe.calibration.images)
     pixels = np.concatenate([batch["img"].cpu().numpy() for batch in images])

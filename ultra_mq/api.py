@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,7 @@ from ultra_mq.model import load_model, prepare_model
 from ultra_mq.pipeline import run_recipe
 from ultra_mq.plan import PrecisionPlan, check_plan
 from ultra_mq.ptq import PtqSettings, load_calibration, ptq, save_calibration
-from ultra_mq.recipe import Recipe, make_recipe
+from ultra_mq.recipe import DEFAULT_BITS, Metric, Recipe, make_recipe
 from ultra_mq.results import Report
 from ultra_mq.session import open_session, torch_device
 from ultra_mq.stages import plan_variant, quantize_model
@@ -99,13 +99,27 @@ def load(path: str | Path) -> QuantizedYOLO:
     return QuantizedYOLO(path)
 
 
-def autoquant(weights: str | Path, bits: float = 9.0, data: str | Path = "coco128.yaml", **settings: Any) -> Report:
+def autoquant(
+    weights: str | Path,
+    bits: float | None = None,
+    data: str | Path = "coco128.yaml",
+    *,
+    max_drop: float | None = None,
+    metric: Metric | None = None,
+    max_latency_ms: float | None = None,
+    min_speedup: float | None = None,
+    **settings: Any,
+) -> Report:
     """Run the whole pipeline on a checkpoint, as ``ultra-mq autoquant`` does.
 
     Args:
         weights: Trained ``.pt`` weights.
-        bits: Budget in effective bits, 8 to 16; lower saturates with a warning.
+        bits: Budget in effective bits, 8 to 16; lower saturates with a warning. 9 where there is no budget at all.
         data: Ultralytics data YAML: calibrates on train, evaluates on val.
+        max_drop: Points of ``metric`` that may be lost.
+        metric: ``map`` (mAP50-95), or ``agreement`` with the float model.
+        max_latency_ms: Median latency on the recipe's ``runtime``, at most.
+        min_speedup: Speed relative to the float model there, at least.
         **settings: Further keys of a recipe, such as ``imgsz=320`` or ``name="trial"``.
 
     Returns:
@@ -114,15 +128,26 @@ def autoquant(weights: str | Path, bits: float = 9.0, data: str | Path = "coco12
     Raises:
         UltraMQError: The input cannot be used.
     """
-    return run_recipe(autoquant_recipe(weights, bits, {"data": str(data), **settings}))
+    given = {
+        "bits": bits, "max_drop": max_drop, "metric": metric, "max_latency_ms": max_latency_ms,
+        "min_speedup": min_speedup,
+    }  # fmt: skip
+    budgets = {name: value for name, value in given.items() if value is not None}
+    return run_recipe(autoquant_recipe(weights, budgets, {"data": str(data), **settings}))
 
 
 def autoquant_recipe(
-    weights: str | Path, bits: float, settings: dict[str, Any], overrides: list[str] | None = None
+    weights: str | Path, budgets: Mapping[str, Any], settings: Mapping[str, Any], overrides: list[str] | None = None
 ) -> Recipe:
-    """The recipe of a single variant under a bits budget."""
-    name = f"mixed-{bits:g}bit" if bits > 8 else "int8"
-    document = {**settings, "model": str(weights), "variants": [{"name": name, "bits": bits}]}
+    """The recipe of a single variant under budgets, named after them; of 9 bits where there is no budget."""
+    if not budgets.keys() - {"metric"}:
+        budgets = {**budgets, "bits": DEFAULT_BITS}
+    bits = budgets.get("bits")
+    words = {"max_drop": "drop", "max_latency_ms": "ms", "min_speedup": "speedup"}
+    parts = [f"{word}-{budgets[name]:g}" for name, word in words.items() if name in budgets]
+    if bits is not None:
+        parts.insert(0, f"mixed-{bits:g}bit" if bits > 8 else "int8")
+    document = {**settings, "model": str(weights), "variants": [{"name": "-".join(parts), **budgets}]}
     return make_recipe(document, overrides)
 
 
@@ -186,7 +211,7 @@ def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
     Raises:
         UltraMQError: Bits or settings do not fit, before training starts.
     """
-    autoquant_recipe("best.pt", bits, dict(settings))
+    autoquant_recipe("best.pt", {"bits": bits}, settings)
 
     def on_train_end(trainer: Any) -> None:
         weights = trainer.best if trainer.best.exists() else trainer.last
@@ -197,6 +222,6 @@ def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
             "project": str(trainer.save_dir),
             "name": "ultra-mq",
         }
-        run_recipe(autoquant_recipe(weights, bits, {**known, **settings}))
+        run_recipe(autoquant_recipe(weights, {"bits": bits}, {**known, **settings}))
 
     return on_train_end

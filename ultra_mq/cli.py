@@ -6,12 +6,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ultra_mq import __version__, cli_files, cli_onnx
-from ultra_mq.cli_options import OVERRIDES_HELP, command_options, formats, placement, trt_python
+from ultra_mq.cli_options import (
+    OVERRIDES_HELP,
+    budgets,
+    command_options,
+    cost,
+    formats,
+    placement,
+    target,
+    trt_python,
+)
 from ultra_mq.console import console
 
 if TYPE_CHECKING:
@@ -28,26 +37,21 @@ def main() -> None:
 @main.command(epilog=OVERRIDES_HELP)
 @click.argument("weights")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--bits", type=float, default=9.0, show_default=True, help="Effective bits a weight, 8 (all INT8) to 16.")
-@click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
+@budgets
+@cost
+@target
 @click.option("--strict", is_flag=True, help="Refuse bits below what the formats can reach.")
 @placement
 @formats
 @command_options
 def autoquant(
-    weights: str, overrides: tuple[str, ...], bits: float, cost: str, strict: bool, placement: str,
-    formats: tuple[str, ...], as_json: bool,
-) -> None:  # fmt: skip
-    """Score, plan, quantize, export, prove and report: WEIGHTS under a budget of bits."""
-    from ultra_mq.plan import check_bits
-
-    check_bits(bits, strict=strict)
+    weights: str, overrides: tuple[str, ...], budgets: dict[str, Any], as_json: bool, **settings: Any
+) -> None:
+    """Score, plan, quantize, export, prove and report: WEIGHTS under budgets of bits, accuracy or latency."""
     from ultra_mq.api import autoquant_recipe
     from ultra_mq.pipeline import run_recipe
 
-    settings = {"cost_model": cost, "strict": strict, "placement": placement, "formats": formats}
-    recipe = autoquant_recipe(weights, bits, settings, list(overrides))
-    _print_report(run_recipe(recipe), as_json)
+    _print_report(run_recipe(autoquant_recipe(weights, budgets, settings, list(overrides))), as_json)
 
 
 @main.command(epilog=OVERRIDES_HELP)
@@ -65,19 +69,22 @@ def run(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @main.command(epilog=OVERRIDES_HELP)
 @click.argument("weights")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--bits", type=float, default=9.0, show_default=True, help="Effective bits a weight, 8 (all INT8) to 16.")
-@click.option("--cost", type=click.Choice(["weights", "macs"]), default="weights", help="What --bits averages over.")
+@budgets
+@cost
+@target
 @click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("plan.yaml"), show_default=True)
 @command_options
-def plan(weights: str, overrides: tuple[str, ...], bits: float, cost: str, output: Path, as_json: bool) -> None:
-    """Write the plan for a budget of bits, without quantizing anything; edit it and apply it."""
+def plan(
+    weights: str, overrides: tuple[str, ...], budgets: dict[str, Any], output: Path, as_json: bool, **settings: Any
+) -> None:
+    """Write the plan for WEIGHTS under budgets, without making a model of it; edit it and apply it."""
     from ultra_mq.api import autoquant_recipe
     from ultra_mq.plan import save_plan
+    from ultra_mq.search import find_plan
     from ultra_mq.session import open_session
-    from ultra_mq.stages import plan_variant
 
-    recipe = autoquant_recipe(weights, bits, {"cost_model": cost}, list(overrides))
-    found = plan_variant(open_session(recipe), recipe.variants[0])
+    recipe = autoquant_recipe(weights, budgets, settings, list(overrides))
+    found = find_plan(open_session(recipe), recipe.variants[0])
     save_plan(found, output)
     if as_json:
         click.echo(json.dumps({"plan": str(output), "bits": found.bits, "quantized": found.quantized}))
@@ -99,10 +106,10 @@ def apply(plan_file: Path, weights: str, overrides: tuple[str, ...], as_json: bo
     from ultra_mq.recipe import make_recipe
 
     loaded = load_plan(plan_file)
-    variants = [{"name": "plan", "bits": loaded.budget_bits}]
+    variants = [{"name": "plan", "bits": loaded.budget_bits or loaded.bits}]
     document = {"model": weights, "name": "apply", "variants": variants, "placement": loaded.placement}
     recipe = make_recipe(document, list(overrides))
-    _print_report(run_recipe(recipe, plan=loaded), as_json)
+    _print_report(run_recipe(recipe, plans={"plan": loaded}), as_json)
 
 
 @main.command(epilog=OVERRIDES_HELP)

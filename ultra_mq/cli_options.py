@@ -46,6 +46,45 @@ cpu_runtime = click.option(
     help="What runs ONNX files.",
 )
 
+cost = click.option(
+    "--cost",
+    "cost_model",
+    type=click.Choice(["weights", "macs", "latency"]),
+    default="weights",
+    show_default=True,
+    help="What to keep low: bits averaged over weights or MACs, or the latency measured on --runtime.",
+)
+
+target = click.option(
+    "--runtime",
+    type=click.Choice(["auto", "tensorrt", "onnxruntime", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="Where budgets of accuracy and latency are proven.",
+)
+
+
+def budgets(function: Callable[..., None]) -> Callable[..., None]:
+    """Options that say what a user can afford; the function gets those that were given as ``budgets``."""
+    options = (
+        click.option("--bits", type=float, help="Effective bits a weight, 8 (all INT8) to 16; 9 where no budget is."),
+        click.option("--max-drop", type=click.FloatRange(min=0), help="Points of the metric that may be lost, as 0.5."),
+        click.option("--metric", type=click.Choice(["map", "agreement"]), help="What --max-drop counts; mAP50-95."),
+        click.option("--max-latency", "max_latency_ms", type=float, metavar="MS", help="Median latency, at most."),
+        click.option("--min-speedup", type=float, help="Speed relative to the float model, at least."),
+    )
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        names = ("bits", "max_drop", "metric", "max_latency_ms", "min_speedup")
+        given = {name: value for name in names if (value := kwargs.pop(name)) is not None}
+        function(*args, budgets=given, **kwargs)
+
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
 OVERRIDES_HELP = "After the options: key=value in Ultralytics' style, such as data=coco8.yaml imgsz=640 device=0."
 
 

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from ultra_mq.formats import FORMATS
+from ultra_mq.formats import FLOAT, FORMATS
 from ultra_mq.model import PreparedModel
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CostModel = Literal["weights", "macs"]
+CostModel = Literal["weights", "macs", "latency"]
+BITS_MODELS: tuple[CostModel, ...] = ("weights", "macs")
+"""Cost models that count bits; latency is measured, see ``latency.py``."""
 
 
 def layer_sizes(model: PreparedModel, cost_model: CostModel, imgsz: int) -> dict[str, float]:
@@ -20,14 +23,14 @@ def layer_sizes(model: PreparedModel, cost_model: CostModel, imgsz: int) -> dict
 
     Args:
         model: Prepared model.
-        cost_model: ``weights`` counts weight elements, as ModelOpt's effective bits do; ``macs`` counts
-            multiply-accumulates of one image, which is where the time goes on convolutions.
+        cost_model: ``macs`` counts multiply-accumulates of one image, which is where the time goes on convolutions;
+            otherwise weight elements are counted, as ModelOpt's effective bits do.
         imgsz: Image size in pixels, for ``macs``.
 
     Returns:
         Layer name to number of weights or of MACs.
     """
-    if cost_model == "weights":
+    if cost_model != "macs":
         return {layer.name: float(layer.numel) for layer in model.quantizable}
     macs = count_macs(model.module, imgsz)
     return {layer.name: macs[layer.name] for layer in model.quantizable}
@@ -36,6 +39,12 @@ def layer_sizes(model: PreparedModel, cost_model: CostModel, imgsz: int) -> dict
 def cost_in_format(size: float, format_name: str) -> float:
     """Cost of a layer: its size times the bits of the format."""
     return size * FORMATS[format_name].bits
+
+
+def average_bits(choice: Mapping[str, str], sizes: Mapping[str, float]) -> float:
+    """Bits of a choice of formats, averaged over sizes; layers that are missing in it are float."""
+    total = sum(sizes.values())
+    return sum(cost_in_format(size, choice.get(name, FLOAT)) for name, size in sizes.items()) / total
 
 
 def count_macs(module: nn.Module, imgsz: int) -> dict[str, float]:
@@ -47,16 +56,29 @@ def count_macs(module: nn.Module, imgsz: int) -> dict[str, float]:
         module: Ultralytics module.
         imgsz: Image size in pixels.
     """
+    layers: dict[str, Any] = dict(module.named_modules())
+    return {
+        name: elements * layers[name].weight.numel() / layers[name].weight.shape[0]
+        for name, elements in count_outputs(module, imgsz).items()
+    }
+
+
+def count_outputs(module: nn.Module, imgsz: int) -> dict[str, float]:
+    """Elements that every convolution and linear layer writes for one square image.
+
+    Args:
+        module: Ultralytics module.
+        imgsz: Image size in pixels.
+    """
     import torch
     from torch import nn
 
-    macs: dict[str, float] = {}
+    written: dict[str, float] = {}
     handles = []
 
     def count(name: str) -> Any:
-        def hook(layer: nn.Conv2d | nn.Linear, _: Any, output: torch.Tensor) -> None:
-            per_element = layer.weight.numel() / layer.weight.shape[0]
-            macs[name] = macs.get(name, 0.0) + float(output.numel() * per_element)
+        def hook(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+            written[name] = written.get(name, 0.0) + float(output.numel())
 
         return hook
 
@@ -71,4 +93,4 @@ def count_macs(module: nn.Module, imgsz: int) -> dict[str, float]:
     finally:
         for handle in handles:
             handle.remove()
-    return macs
+    return written

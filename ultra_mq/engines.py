@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ultra_mq.backends.engine import Engine, Runtime, choose_runtime, load_engine, save_engine
 from ultra_mq.backends.tensorrt import TensorRt
 from ultra_mq.bench import Bench, bench
-from ultra_mq.build import build
 from ultra_mq.errors import BackendError
 from ultra_mq.evaluate import Accuracy, compare, evaluate
 from ultra_mq.files import publish
@@ -21,8 +19,7 @@ from ultra_mq.repair import repair_plan
 from ultra_mq.results import VariantResult
 from ultra_mq.session import Session
 from ultra_mq.stages import evaluate_onnx
-
-NAME = "model.engine"
+from ultra_mq.targets import ENGINE, make_engine
 
 
 def find_engine_runtime(recipe: Recipe) -> tuple[Runtime | None, list[str]]:
@@ -60,9 +57,10 @@ def add_engine(
     stem = f"{session.model.stem}-{result.name}"
     suffix = ".rtx.engine" if runtime.target == "rtx" else ".engine"
     try:
-        entry = _make_engine(session, run, result, runtime)
-        path = publish(entry / NAME, folder / f"{stem}{suffix}")
-        engine = replace(load_engine(entry / NAME), path=path)
+        source = run / (result.build_from or result.onnx)
+        entry = make_engine(session, source, run / result.onnx_fp16 if result.onnx_fp16 else None, runtime)
+        path = publish(entry / ENGINE, folder / f"{stem}{suffix}")
+        engine = replace(load_engine(entry / ENGINE), path=path)
         if engine.repaired:
             onnx = publish(entry / engine.onnx, folder / f"{stem}-repaired.onnx")
             engine = replace(engine, onnx=onnx.name)
@@ -103,34 +101,6 @@ def time_engines(session: Session, results: list[VariantResult]) -> tuple[list[V
         for result in results
     ]
     return results, measured
-
-
-def _make_engine(session: Session, run: Path, result: VariantResult, runtime: Runtime) -> Path:
-    """Folder with an engine, its description and, after a repair, the graph it was built from."""
-    recipe = session.recipe.engine
-    settings = recipe.build_settings(runtime.target)
-    source = run / (result.build_from or result.onnx)
-    depends_on = {
-        "onnx": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "settings": asdict(settings),
-        "repairs": recipe.repairs,
-        "runtime": asdict(runtime),
-    }
-
-    def make(folder: Path) -> None:
-        with session.stage("Build"):
-            build(
-                source,
-                folder / NAME,
-                settings,
-                runtime=runtime,
-                typed=run / result.onnx_fp16 if result.onnx_fp16 else None,
-                image=next(iter(session.calibration_batches(1)))["img"].cpu().numpy(),
-                max_repairs=recipe.repairs,
-                timing_caches=session.cache.root / "timing",
-            )
-
-    return session.cache.folder("engine", depends_on, make)
 
 
 def _with_repair(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,6 @@ from types import SimpleNamespace
 from ultra_mq.backends.onnxruntime import OnnxRuntime
 from ultra_mq.bench import bench
 from ultra_mq.cache import Cache, versions
-from ultra_mq.cost import layer_sizes
 from ultra_mq.engines import add_engine, find_engine_runtime, time_engines
 from ultra_mq.errors import ParityError, RunFolderError
 from ultra_mq.evaluate import Accuracy, compare
@@ -20,29 +20,32 @@ from ultra_mq.plan import PrecisionPlan, check_plan, save_plan
 from ultra_mq.recipe import Recipe, Variant, save_recipe
 from ultra_mq.report import write_report
 from ultra_mq.results import Report, VariantResult
+from ultra_mq.search import search
 from ultra_mq.session import Session, open_session, require_detection
-from ultra_mq.solve import solve_plan
 from ultra_mq.stages import (
     evaluate_onnx,
+    graph_of,
     make_artefacts,
+    make_fp16,
     make_fp32,
     make_ptq,
     measure_parity,
     plan_variant,
     score_layers,
+    solve_bits,
 )
 
 OUTLOOK_BITS = (8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0, 14.0)
 TENSORRT_HINT = "TensorRT engines, which need an NVIDIA GPU; on that machine: ultra-mq build {onnx}"
 
 
-def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan | None = None) -> Report:
+def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, PrecisionPlan] | None = None) -> Report:
     """Carry out a recipe from weights to report.
 
     Args:
         recipe: What to do.
         cache: Cache to use; the default one where it is None.
-        plan: A plan to apply in place of solving the recipe's single variant.
+        plans: Variant name to a plan to carry out in place of searching one.
 
     Returns:
         The report; its files are in ``report.folder``.
@@ -54,14 +57,15 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan |
     """
     session = open_session(recipe, cache)
     require_detection(session)
-    if plan is not None:
+    plans = plans or {}
+    for plan in plans.values():
         check_plan(plan, session.model)
     runtime, not_built = find_engine_runtime(recipe)
     folder = make_run_folder(recipe)
     save_recipe(recipe, folder / "recipe.yaml")
     results = [_reference(session, folder)]
     for variant in recipe.variants:
-        result = _variant(session, folder, variant, results[0].accuracy, plan)
+        result = _variant(session, folder, variant, results[0].accuracy, plans.get(variant.name))
         results.append(add_engine(session, folder, result, results[0].accuracy, runtime))
     if runtime is None or runtime.target == "rtx":
         not_built.append(TENSORRT_HINT.format(onnx=folder / results[-1].onnx))
@@ -71,7 +75,7 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plan: PrecisionPlan |
         folder=folder,
         recipe=recipe,
         variants=tuple(results),
-        sensitivity=score_layers(session) if _needs_scores(recipe, plan) else None,
+        sensitivity=score_layers(session) if _needs_scores(recipe, plans) else None,
         warnings=tuple(session.warnings),
         not_built=tuple(not_built),
         engine_bench=engine_bench,
@@ -106,8 +110,8 @@ def make_run_folder(recipe: Recipe) -> Path:
     return folder
 
 
-def _needs_scores(recipe: Recipe, plan: PrecisionPlan | None) -> bool:
-    return plan is None and any(variant.precision == "mixed" for variant in recipe.variants)
+def _needs_scores(recipe: Recipe, plans: Mapping[str, PrecisionPlan]) -> bool:
+    return any(variant.precision == "mixed" and variant.name not in plans for variant in recipe.variants)
 
 
 def _reference(session: Session, folder: Path) -> VariantResult:
@@ -123,15 +127,22 @@ def _variant(
     folder = run if len(recipe.variants) == 1 else run / variant.name
     if variant.precision == "ptq":
         return _ptq_variant(session, run, folder, variant, reference)
-    plan = plan or plan_variant(session, variant)
+    found = search(session, variant) if plan is None and variant.budgets else None
+    if found:
+        for line in found.findings:
+            session.warn(f"{variant.name}: {line}")
+        for step in found.steps:
+            save_plan(step.plan, folder / "search" / f"{step.name.replace(' ', '-')}.yaml")
+    plan = found.chosen.plan if found else plan or plan_variant(session, variant)
     save_plan(plan, folder / "plan.yaml")
     entry = make_artefacts(session, plan)
-    fp16 = publish(entry / "fp16.onnx", folder / f"{session.model.stem}-{variant.name}-fp16.onnx")
+    fp16 = publish(make_fp16(session, plan), folder / f"{session.model.stem}-{variant.name}-fp16.onnx")
     for fault in check_graph(fp16).faults:
         session.warn(f"{variant.name}: {fault.message}.")
     onnx, parity = fp16, None
-    if plan.quantized:
-        onnx = publish(entry / "qdq.onnx", folder / f"{session.model.stem}-{variant.name}.onnx")
+    # A CPU has no use for FP16: there the model of a search that quantizes nothing is the FP32 one.
+    if plan.quantized or (found and found.runtime != "tensorrt"):
+        onnx = publish(graph_of(session, plan), folder / f"{session.model.stem}-{variant.name}.onnx")
         if (entry / "model.pt").exists():
             publish(entry / "model.pt", folder / f"{session.model.stem}-{variant.name}.pt")
     accuracy = compare(evaluate_onnx(session, onnx, f"Evaluating {variant.name}"), reference.detections)
@@ -146,6 +157,7 @@ def _variant(
         plan=plan,
         parity=parity,
         build_from=None if plan.quantized else f"{session.model.stem}-fp32.onnx",
+        search=found,
     )
 
 
@@ -169,11 +181,10 @@ def _time_all(session: Session, folder: Path, results: list[VariantResult]) -> l
 def _add_outlook(session: Session, report: Report) -> Report:
     if report.sensitivity is None:
         return report
-    sizes = layer_sizes(session.model, session.recipe.cost_model, session.recipe.imgsz)
     everything = sum(min(by_format.values()) for by_format in report.sensitivity.scores.values())
     rows = []
     for bits in OUTLOOK_BITS:
-        plan = solve_plan(session.model, report.sensitivity, sizes, bits, cost_model=session.recipe.cost_model)
+        plan = solve_bits(session, report.sensitivity, bits)
         loss = sum(layer.score or 0.0 for layer in plan.layers)
         rows.append((bits, len(plan.quantized), 100 * loss / everything))
     return replace(report, outlook=tuple(rows))

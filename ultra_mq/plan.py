@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter
 
-from ultra_mq.cost import CostModel, cost_in_format
+from ultra_mq.cost import CostModel, average_bits, cost_in_format
 from ultra_mq.errors import BudgetError, PlanError
 from ultra_mq.files import write_text
 from ultra_mq.formats import FLOAT, FORMATS
+from ultra_mq.latency import LatencyModel
 from ultra_mq.model import PreparedModel
 from ultra_mq.placement import Placement
 from ultra_mq.schema import validate
@@ -31,7 +32,8 @@ class LayerPlan:
         name: Module path.
         format: Format name, ``fp16`` for a layer left in float.
         score: Sensitivity in that format; 0 in float, None where nothing was scored.
-        cost: Size times bits in the plan's cost model; 0 for kept layers, which are outside the count.
+        cost: Size times bits in the plan's cost model, or milliseconds for ``latency``; 0 for kept layers, which are
+            outside the count.
         why: ``searched`` by the solver, ``kept`` by rule, ``repaired`` after a failed build, or set by the ``user``.
     """
 
@@ -55,11 +57,14 @@ class PrecisionPlan:
         data_fingerprint: SHA-256 of the images that were scored, or None for a plan made without scores.
         formats: Formats the solver could choose from, beside float.
         cost_model: What the budget counts.
-        budget_bits: Bits asked for.
-        budget_bits_reached: Bits reached in the plan's cost model, averaged over the quantizable layers.
+        budget_bits: Bits asked for, or None where the budget was another one.
+        budget_bits_reached: Bits reached in the plan's cost model, averaged over the quantizable layers; over their
+            weights where the cost is a latency.
         bits: ModelOpt's effective bits: bits averaged over the quantizable weights.
         layers: All layers in the order of the forward pass, kept ones last.
         placement: Where Q/DQ stand beside the layers.
+        budget: Budgets of accuracy and latency that the plan was searched for, by the names of a recipe.
+        predicted_ms: Latency that the cost model ``latency`` expects.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -70,11 +75,13 @@ class PrecisionPlan:
     data_fingerprint: str | None
     formats: tuple[str, ...]
     cost_model: CostModel
-    budget_bits: float
+    budget_bits: float | None
     budget_bits_reached: float
     bits: float
     layers: tuple[LayerPlan, ...]
     placement: Placement = "runtime"
+    budget: dict[str, float] = field(default_factory=dict)
+    predicted_ms: float | None = None
 
     @property
     def quantized(self) -> dict[str, str]:
@@ -113,11 +120,13 @@ def make_plan(
     choice: Mapping[str, str],
     sizes: Mapping[str, float],
     *,
-    budget_bits: float,
+    budget_bits: float | None,
     cost_model: CostModel = "weights",
     scores: Mapping[str, Mapping[str, float]] | None = None,
     why: Why = "searched",
     data_fingerprint: str | None = None,
+    latency: LatencyModel | None = None,
+    budget: Mapping[str, float] | None = None,
 ) -> PrecisionPlan:
     """Write down a choice of formats as a plan, with the bits it reaches.
 
@@ -130,6 +139,8 @@ def make_plan(
         scores: Layer name to format to score, where layers were scored.
         why: Who chose.
         data_fingerprint: SHA-256 of the scored images.
+        latency: Prediction of the latency, for cost model ``latency``.
+        budget: Budgets of accuracy and latency.
 
     Raises:
         PlanError: ``choice`` names a layer that the model does not have.
@@ -141,7 +152,10 @@ def make_plan(
     for layer in model.quantizable:
         chosen = choice.get(layer.name, FLOAT)
         score = 0.0 if chosen == FLOAT else scores[layer.name][chosen] if scores else None
-        layers.append(LayerPlan(layer.name, chosen, score, cost_in_format(sizes[layer.name], chosen), why))
+        cost = cost_in_format(sizes[layer.name], chosen)
+        if latency and cost_model == "latency":
+            cost = latency.layers_ms[layer.name][chosen]
+        layers.append(LayerPlan(layer.name, chosen, score, cost, why))
     weights = {layer.name: float(layer.numel) for layer in model.quantizable}
     return PrecisionPlan(
         schema="ultra-mq/plan/1",
@@ -156,9 +170,11 @@ def make_plan(
         ),
         cost_model=cost_model,
         budget_bits=budget_bits,
-        budget_bits_reached=_average_bits(choice, sizes),
-        bits=_average_bits(choice, weights),
+        budget_bits_reached=average_bits(choice, sizes),
+        bits=average_bits(choice, weights),
         layers=(*layers, *(LayerPlan(layer.name, FLOAT, None, 0.0, "kept") for layer in model.kept)),
+        budget=dict(budget or {}),
+        predicted_ms=latency.predict(choice) if latency else None,
     )
 
 
@@ -213,8 +229,3 @@ def check_plan(plan: PrecisionPlan, model: PreparedModel) -> None:
             f"The plan was made for '{plan.model}' and '{model.source}' has other weights. "
             f"Apply it to the weights it was made for, or make a new plan."
         )
-
-
-def _average_bits(choice: Mapping[str, str], sizes: Mapping[str, float]) -> float:
-    total = sum(sizes.values())
-    return sum(cost_in_format(size, choice.get(name, FLOAT)) for name, size in sizes.items()) / total

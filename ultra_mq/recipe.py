@@ -20,7 +20,11 @@ from ultra_mq.ptq import PtqMethod
 from ultra_mq.schema import validate
 from ultra_mq.sensitivity import LossName
 
+Metric = Literal["map", "agreement"]
 Precision = Literal["fp16", "int8", "fp8", "mixed", "ptq"]
+
+DEFAULT_BITS = 9.0
+"""Budget where a user names none: a bit above all INT8 buys back most of what it loses."""
 
 
 class _Strict(BaseModel):
@@ -65,6 +69,12 @@ class BenchSettings(_Strict):
     runs: int = Field(10, ge=1, description="Passes of each ONNX file on the CPU a round.")
     engine_runs: int = Field(200, ge=100, description="Passes of each engine on the GPU a round.")
     threads: int = Field(1, ge=1, description="CPU threads of one inference.")
+
+
+class LatencySettings(_Strict):
+    """How the latency of a plan is predicted."""
+
+    probes: int = Field(4, ge=0, description="Mixtures that are measured to learn what borders between formats cost.")
 
 
 class EngineSettings(_Strict):
@@ -116,12 +126,33 @@ class Variant(_Strict):
     bits: float | None = Field(
         None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16."
     )
+    max_drop: float | None = Field(
+        None, ge=0, description="Budget of a `mixed` variant: points of the metric that may be lost, 0.5 say."
+    )
+    metric: Metric | None = Field(
+        None,
+        description="What `max_drop` counts: `map` (mAP50-95) or `agreement` with the float model; `map` where the "
+        "data has labels.",
+    )
+    max_latency_ms: float | None = Field(None, gt=0, description="Budget of a `mixed` variant: median milliseconds.")
+    min_speedup: float | None = Field(
+        None, gt=0, description="Budget of a `mixed` variant: float's median latency divided by its own, at least."
+    )
     method: PtqMethod = Field("max", description="Calibration of a `ptq` variant: `max` or `entropy`.")
 
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Budgets that need measured models, by name."""
+        found = {"max_drop": self.max_drop, "max_latency_ms": self.max_latency_ms, "min_speedup": self.min_speedup}
+        return {name: value for name, value in found.items() if value is not None}
+
     @model_validator(mode="after")
-    def _bits_belong_to_mixed(self) -> Variant:
-        if (self.bits is None) == (self.precision == "mixed"):
-            raise ValueError("'bits' belongs to precision 'mixed', and only to it")
+    def _budgets_belong_to_mixed(self) -> Variant:
+        budgets = [*self.budgets, *(["bits"] if self.bits is not None else [])]
+        if bool(budgets) != (self.precision == "mixed"):
+            raise ValueError(
+                "precision 'mixed' needs a budget (bits, max_drop, max_latency_ms or min_speedup), and no other has one"
+            )
         return self
 
 
@@ -139,11 +170,23 @@ class Recipe(_Strict):
     )
     fraction: float = Field(1.0, gt=0, le=1, description="Share of both splits to use, as in Ultralytics.")
     seed: int = Field(0, description="Seed of the choice of images and of random projections.")
-    cost_model: CostModel = Field("weights", description="What `bits` averages over: `weights` or `macs`.")
+    cost_model: CostModel = Field(
+        "weights",
+        description="What a plan costs: bits averaged over `weights` or `macs`, or `latency` measured on the runtime.",
+    )
+    runtime: Literal["auto", "tensorrt", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="Where budgets of accuracy and latency are proven; `auto` is TensorRT where it works, else "
+        "`onnxruntime`.",
+    )
     placement: Placement = Field(
         "runtime",
         description="Where Q/DQ stand: `runtime` on layers, residual adds, concats and pools, as engines want it; "
         "`torch` on layers alone; `onnx` carries the plan out with ModelOpt's ONNX path.",
+    )
+    groups: bool = Field(
+        True,
+        description="Let layers that share a tensor take one decision, so that no runtime needs it in two precisions.",
     )
     formats: tuple[Literal["int8", "fp8"], ...] = Field(
         ("int8",),
@@ -162,6 +205,7 @@ class Recipe(_Strict):
     calibration: CalibrationSettings = Field(CalibrationSettings(), description="How ranges are found.")
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="How layers are scored.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is proven.")
+    latency: LatencySettings = Field(LatencySettings(), description="How latency is predicted.")
     bench: BenchSettings = Field(BenchSettings(), description="How latency is measured.")
     engine: EngineSettings = Field(EngineSettings(), description="Which engines are built.")
 

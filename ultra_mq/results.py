@@ -13,6 +13,7 @@ from ultra_mq.evaluate import Accuracy, Parity
 from ultra_mq.inspection import find_mismatches
 from ultra_mq.plan import PrecisionPlan
 from ultra_mq.recipe import Recipe
+from ultra_mq.search import Search
 from ultra_mq.sensitivity import Sensitivity
 
 
@@ -35,6 +36,7 @@ class VariantResult:
         engine_agreement: AP50-95 of the engine's detections with those of its ONNX file as ground truth.
         engine_latency: Latency on the GPU, side by side with the other engines.
         engine_error: Why there is no engine, or no figure of it.
+        search: How the plan was found, where its budgets had to be measured.
     """
 
     name: str
@@ -51,6 +53,7 @@ class VariantResult:
     engine_agreement: float | None = None
     engine_latency: Latency | None = None
     engine_error: str | None = None
+    search: Search | None = None
 
     @property
     def engine_mismatches(self) -> list[tuple[str, str, str]]:

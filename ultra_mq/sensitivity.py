@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LossName = Literal["labels", "outputs"]
+ScoreMethod = Literal["perturb", "gradient"]
 
 LOSS_SCALE = 1e4
 """Factor on the loss: raw scores of a trained detector are tiny, and a scale changes no ranking."""
@@ -38,14 +39,16 @@ class Sensitivity:
     """Scores of every quantizable layer.
 
     Attributes:
-        loss: ``labels`` for the detection loss, ``outputs`` for the label-free loss.
+        loss: ``labels`` for the detection loss, ``outputs`` for the change of the model's own outputs.
         images: Number of images that were scored.
         scores: Layer name to format name to score; higher hurts more, and scores of layers add up.
+        method: ``gradient`` for ModelOpt's estimate, ``perturb`` for the change that was measured.
     """
 
     loss: LossName
     images: int
     scores: dict[str, dict[str, float]]
+    method: ScoreMethod = "gradient"
 
 
 def measure_sensitivity(
@@ -156,12 +159,10 @@ def _detection_loss(module: Any) -> Callable[[Any, dict[str, Any]], torch.Tensor
 
 
 def _output_loss(seed: int) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
-    """Label-free loss: a random projection of the model's own float outputs.
+    """Label-free loss: a random projection of what can be seen of the model's own float outputs.
 
     For random signs ``v``, the expectation of ``(v . J dy)^2`` is ``|J dy|^2``, the squared change of the outputs
-    that ``dy`` causes (Hutchinson's estimator). The outputs are class probabilities, and what belongs to an anchor
-    weighted with its confidence, since empty anchors are never seen: box distributions, or distances in strides where
-    the head has no distributions, and mask coefficients, keypoints and angles in units of their own spread.
+    that ``dy`` causes (Hutchinson's estimator).
     """
     import torch
 
@@ -172,23 +173,35 @@ def _output_loss(seed: int) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
         return (signs * value).sum()
 
     def loss(output: Any, batch: dict[str, Any]) -> torch.Tensor:
-        raw = output[1]
-        if isinstance(raw, torch.Tensor):  # a classifier's logits
-            return project(raw.softmax(1))
-        probabilities = raw["scores"].sigmoid()
-        confidence = probabilities.detach().amax(1, keepdim=True)
-        boxes = raw["boxes"]
-        if boxes.shape[1] > 4:
-            boxes = boxes.view(len(boxes), 4, -1, boxes.shape[2]).softmax(2).flatten(1, 2)
-        total = project(probabilities) + project(boxes * confidence)
-        for name in ("mask_coefficient", "kpts", "angle"):
-            if name in raw:
-                total = total + project(raw[name] / raw[name].detach().std() * confidence)
-        if "proto" in raw:
-            # A mask is coefficients times prototypes: both sides count as much, however many pixels there are.
-            prototypes, coefficients = raw["proto"], raw["mask_coefficient"]
-            weight = (confidence.square().sum() * coefficients.shape[1] / prototypes.numel()).sqrt()
-            total = total + project(prototypes / prototypes.detach().std() * weight)
-        return total
+        return torch.stack([project(value) for value in visible_outputs(output, output)]).sum()
 
     return loss
+
+
+def visible_outputs(output: Any, reference: Any) -> list[torch.Tensor]:
+    """Outputs in units of what a user sees, so that squared changes of all of them can be added.
+
+    These are class probabilities and, weighted with the anchor's confidence since empty anchors are never seen: box
+    distributions, or distances in strides where the head has no distributions, and mask coefficients, keypoints and
+    angles in units of their own spread.
+
+    Args:
+        output: What the model returns in eval mode.
+        reference: What the float model returns; weights and units are taken from it, without gradient.
+    """
+    raw, base = output[1], reference[1]
+    if not isinstance(raw, dict):  # a classifier's logits
+        return [raw.softmax(1)]
+    confidence = base["scores"].detach().sigmoid().amax(1, keepdim=True)
+    boxes = raw["boxes"]
+    if boxes.shape[1] > 4:
+        boxes = boxes.view(len(boxes), 4, -1, boxes.shape[2]).softmax(2).flatten(1, 2)
+    found = [raw["scores"].sigmoid(), boxes * confidence]
+    for name in ("mask_coefficient", "kpts", "angle"):
+        if name in raw:
+            found.append(raw[name] / base[name].detach().std() * confidence)
+    if "proto" in raw:
+        # A mask is coefficients times prototypes: both sides count as much, however many pixels there are.
+        weight = (confidence.square().sum() * raw["mask_coefficient"].shape[1] / raw["proto"].numel()).sqrt()
+        found.append(raw["proto"] / base["proto"].detach().std() * weight)
+    return found

@@ -13,21 +13,25 @@ from pydantic import TypeAdapter
 
 from ultra_mq.backends.onnxruntime import OnnxRuntime
 from ultra_mq.calibrate import Calibration, calibrate
-from ultra_mq.cost import layer_sizes
+from ultra_mq.cost import BITS_MODELS, CostModel, layer_sizes
 from ultra_mq.data import Batches
 from ultra_mq.errors import DataError
 from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate, load_accuracy, save_accuracy
 from ultra_mq.export import OPSET, convert_to_fp16, export_onnx
+from ultra_mq.flow import trace_flow
+from ultra_mq.groups import find_groups
 from ultra_mq.plan import PrecisionPlan, uniform_plan
 from ultra_mq.ptq import PtqMethod, PtqSettings, load_pixels, ptq, ptq_plan, save_calibration
 from ultra_mq.quantization import apply_plan, save_checkpoint
-from ultra_mq.recipe import Variant
+from ultra_mq.recipe import Recipe, Variant
 from ultra_mq.sensitivity import Sensitivity, measure_sensitivity
 from ultra_mq.session import Session, torch_device
 from ultra_mq.solve import solve_plan
 
 if TYPE_CHECKING:
     from torch import nn
+
+QDQ = "qdq.onnx"
 
 
 def calibrate_layers(session: Session) -> Calibration:
@@ -75,20 +79,41 @@ def score_layers(session: Session) -> Sensitivity:
 
 
 def plan_variant(session: Session, variant: Variant) -> PrecisionPlan:
-    """The plan of a variant: uniform, or solved from the scores."""
+    """The plan of a variant: uniform, or solved from the scores for a budget of bits."""
     recipe = session.recipe
     if variant.bits is None:
         return replace(uniform_plan(session.model, variant.precision), placement=recipe.placement)
-    sensitivity = score_layers(session)
+    return solve_bits(session, score_layers(session), variant.bits)
+
+
+def solve_bits(session: Session, sensitivity: Sensitivity, bits: float) -> PrecisionPlan:
+    """The plan with the least sum of scores for a budget of bits, over MACs where the recipe says so."""
+    recipe = session.recipe
     plan = solve_plan(
         session.model,
         sensitivity,
-        layer_sizes(session.model, recipe.cost_model, recipe.imgsz),
-        variant.bits,
-        cost_model=recipe.cost_model,
+        layer_sizes(session.model, counted_bits(recipe), recipe.imgsz),
+        bits,
+        cost_model=counted_bits(recipe),
         data_fingerprint=session.calibration_batches(recipe.sensitivity.images).fingerprint,
+        groups=decision_groups(session),
     )
     return replace(plan, placement=recipe.placement)
+
+
+def counted_bits(recipe: Recipe) -> CostModel:
+    """What a budget of bits averages over; a latency has no bits, so weights are counted beside it."""
+    return recipe.cost_model if recipe.cost_model in BITS_MODELS else "weights"
+
+
+def decision_groups(session: Session) -> tuple[tuple[str, ...], ...]:
+    """Layers that take one decision; every layer alone where the recipe wants that."""
+    layers = [layer.name for layer in session.model.quantizable]
+    return (
+        find_groups(trace_flow(session.model.module), layers)
+        if session.recipe.groups
+        else tuple((layer,) for layer in layers)
+    )
 
 
 def quantize_model(session: Session, plan: PrecisionPlan) -> nn.Module:
@@ -109,31 +134,42 @@ def make_fp32(session: Session) -> Path:
 
 
 def make_artefacts(session: Session, plan: PrecisionPlan) -> Path:
-    """Folder with the quantized checkpoint and the graphs of a plan, made where it is not in the cache."""
+    """Folder with the quantized checkpoint and the Q/DQ graph of a plan, made where it is not in the cache.
+
+    A plan that quantizes nothing has the FP32 graph alone.
+    """
+    if not plan.quantized:
+        return make_fp32(session).parent
     recipe, model = session.recipe, session.model
-    images = recipe.calibration.bias_correction
-    depends_on: dict[str, Any] = {**graph_key(session), "formats": plan.quantized}
-    if plan.quantized:
-        depends_on["placement"] = recipe.placement
-        depends_on["calibration"] = asdict(calibrate_layers(session))
-        depends_on["correction"] = session.calibration_batches(images).fingerprint if images else None
 
     def make(folder: Path) -> None:
-        with session.stage("Quantize and export" if plan.quantized else "Convert to FP16"):
-            source = folder / "qdq.onnx"
-            if plan.quantized and recipe.placement == "onnx":
+        with session.stage("Quantize and export"):
+            if recipe.placement == "onnx":
                 pixels = load_pixels(session.calibration_batches(recipe.calibration.images))
-                ptq_plan(make_fp32(session), source, pixels, plan)
-            elif plan.quantized:
+                ptq_plan(make_fp32(session), folder / QDQ, pixels, plan)
+            else:
                 module = quantize_model(session, plan)
                 save_checkpoint(module, model, folder / "model.pt")
-                export_onnx(module, source, recipe.imgsz)
-            else:
-                export_onnx(model.module, source, recipe.imgsz)
+                export_onnx(module, folder / QDQ, recipe.imgsz)
+
+    return session.cache.folder("artefacts", _plan_key(session, plan), make)
+
+
+def graph_of(session: Session, plan: PrecisionPlan) -> Path:
+    """FP32 or Q/DQ graph of a plan, which runtimes on a CPU take and weakly typed engines are built from."""
+    return make_artefacts(session, plan) / QDQ if plan.quantized else make_fp32(session)
+
+
+def make_fp16(session: Session, plan: PrecisionPlan) -> Path:
+    """The graph of a plan with FP16 around its Q/DQ, which strongly typed engines are built from."""
+
+    def make(folder: Path) -> None:
+        source = graph_of(session, plan)
+        with session.stage("Convert to FP16"):
             image = next(iter(session.calibration_batches(1)))["img"].cpu().numpy()
             convert_to_fp16(source, folder / "fp16.onnx", image)
 
-    return session.cache.folder("artefacts", depends_on, make)
+    return session.cache.folder("fp16", _plan_key(session, plan), make) / "fp16.onnx"
 
 
 def make_ptq(session: Session, fp32: Path, method: PtqMethod) -> Path:
@@ -182,6 +218,17 @@ def graph_key(session: Session) -> dict[str, Any]:
     """What every exported graph depends on; class names stand in its metadata."""
     names = {str(index): name for index, name in session.model.names.items()}
     return {"model": session.model.fingerprint, "names": names, "imgsz": session.recipe.imgsz, "opset": OPSET}
+
+
+def _plan_key(session: Session, plan: PrecisionPlan) -> dict[str, Any]:
+    """What the graph of a plan depends on."""
+    images = session.recipe.calibration.bias_correction
+    depends_on: dict[str, Any] = {**graph_key(session), "formats": plan.quantized}
+    if plan.quantized:
+        depends_on["placement"] = session.recipe.placement
+        depends_on["calibration"] = asdict(calibrate_layers(session))
+        depends_on["correction"] = session.calibration_batches(images).fingerprint if images else None
+    return depends_on
 
 
 def _inputs(session: Session, batches: Batches) -> dict[str, Any]:

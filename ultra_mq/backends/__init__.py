@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ultra_mq.errors import BackendError
+from ultra_mq.latency import KernelTime
 
 
 class Backend(Protocol):
@@ -36,6 +37,9 @@ class Backend(Protocol):
 
     def time(self, runs: int) -> list[float]:
         """Latency in milliseconds of each of ``runs`` passes over one resident batch."""
+
+    def profile(self, runs: int) -> list[KernelTime]:
+        """Times of the kernels, apart from ``time`` because a profiler slows the passes down."""
 
     def describe(self) -> dict[str, str]:
         """Runtime, version and device, for reports."""

@@ -11,6 +11,7 @@ import numpy as np
 from ultra_mq.backends.onnxruntime import exported_shape
 from ultra_mq.errors import BackendError
 from ultra_mq.export import load_graph
+from ultra_mq.latency import KernelTime
 
 
 class OpenVino:
@@ -30,11 +31,12 @@ class OpenVino:
             raise BackendError(
                 "OpenVINO is not installed. Install it with: pip install 'ultra-mq[openvino]'"
             ) from error
-        settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        self.settings: dict[str, str | int | bool] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            self.settings["INFERENCE_NUM_THREADS"] = threads
+        self.core = openvino.Core()
         try:
-            self.model = openvino.Core().compile_model(str(path), "CPU", settings)
+            self.model = self.core.compile_model(str(path), "CPU", self.settings)
         except Exception as error:
             raise BackendError(f"OpenVINO cannot load '{path}': {error}. Export it again.") from error
         self.request = self.model.create_infer_request()
@@ -60,6 +62,25 @@ class OpenVino:
             self.request.infer([batch], share_inputs=True)
             samples.append((time.perf_counter() - start) * 1e3)
         return samples
+
+    def profile(self, runs: int) -> list[KernelTime]:
+        """Times of the kernels; the model is compiled once more, with performance counters."""
+        model = self.core.compile_model(str(self.path), "CPU", {**self.settings, "PERF_COUNT": True})
+        request = model.create_infer_request()
+        batch = np.random.default_rng(0).random(self.shape, dtype=np.float32)
+        total: dict[str, float] = {}
+        for turn in range(runs + 1):
+            request.infer([batch], share_inputs=True)
+            for kernel in request.get_profiling_info() if turn else ():
+                total[kernel.node_name] = total.get(kernel.node_name, 0.0) + kernel.real_time.total_seconds() * 1e3
+        found = []
+        for kernel in model.get_runtime_model().get_ordered_ops():
+            name = kernel.get_friendly_name()
+            # A reorder stands for no node of the graph, but its name tells between which ones it is.
+            fused = str(kernel.get_rt_info()["originalLayersNames"].value or name)
+            if total.get(name):
+                found.append(KernelTime(tuple(fused.split(",")), total[name] / runs))
+        return found
 
     def close(self) -> None:
         """Nothing outlives the object."""

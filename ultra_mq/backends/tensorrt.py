@@ -12,6 +12,7 @@ from ultra_mq.backends.engine import QUICK_TIMEOUT_S, describe_path, load_engine
 from ultra_mq.backends.worker import Interpreter, Segment, Worker, WorkerError
 from ultra_mq.errors import BackendError
 from ultra_mq.inspection import EngineLayer, read_inspector
+from ultra_mq.latency import KernelTime
 
 
 def read_layers(path: Path, python: str | None = None) -> tuple[EngineLayer, ...]:
@@ -99,6 +100,10 @@ class TensorRt:
         text = self._worker.call("inspect", QUICK_TIMEOUT_S)["information"]
         times = self._worker.call("profile", QUICK_TIMEOUT_S, runs=runs)["layers_ms"]
         return read_inspector(text, [(name, ms) for name, ms in times])
+
+    def profile(self, runs: int) -> list[KernelTime]:
+        """Times of the kernels, by TensorRT's profiler."""
+        return [KernelTime((layer.name, *layer.nodes), layer.ms) for layer in self.inspect(runs) if layer.ms]
 
     def describe(self) -> dict[str, str]:
         """Runtime, version and device, for reports."""
