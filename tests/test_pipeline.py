@@ -106,7 +106,7 @@ def test_an_edited_plan_is_applied(report, settings, tmp_path):
     path.write_text(yaml.safe_dump(document))
     plan = load_plan(path)
     recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[2]], "bench": {"rounds": 0}})
-    applied = run_recipe(recipe, plan=plan)
+    applied = run_recipe(recipe, plans={"mixed": plan})
     assert first["name"] not in applied.variants[1].plan.quantized
     assert (applied.folder / "plan.yaml").exists()
     assert applied.variants[1].engine_mismatches == []
@@ -118,7 +118,7 @@ def test_a_plan_of_another_model_writes_nothing(report, settings, tmp_path):
     plan = dataclasses.replace(report.variants[3].plan, model_fingerprint="0")
     recipe = make_recipe({**settings, "project": str(tmp_path / "runs"), "variants": [VARIANTS[2]]})
     with pytest.raises(PlanError):
-        run_recipe(recipe, plan=plan)
+        run_recipe(recipe, plans={"mixed": plan})
     assert not (tmp_path / "runs").exists()
 
 

@@ -24,7 +24,7 @@ from ultra_mq.console import warn
 from ultra_mq.errors import RunFolderError
 from ultra_mq.files import UNWRITABLE
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the meaning of cached content changes without a change of any version below."""
 
 PACKAGES = ("ultra-mq", "ultralytics", "torch", "nvidia-modelopt", "onnx")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultra_mq import __version__, cli_files, cli_onnx
+from ultra_mq import __version__, cli_files, cli_onnx, cli_search
 from ultra_mq.cli_options import (
     OVERRIDES_HELP,
     budgets,
@@ -213,5 +213,5 @@ def _print_report(report: Report, as_json: bool) -> None:
     console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
 
 
-for _command in (*cli_files.COMMANDS, *cli_onnx.COMMANDS):
+for _command in (*cli_files.COMMANDS, *cli_onnx.COMMANDS, *cli_search.COMMANDS):
     main.add_command(_command)

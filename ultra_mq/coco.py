@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from ultra_mq.errors import EvaluationError
 
 REFERENCE_CONFIDENCE = 0.25
 """Float detections at or above this confidence are the ground truth of agreement: what a user would see drawn."""
+
+IOUS = 10
+"""Thresholds of AP50-95: IoU 0.50 to 0.95 in steps of 0.05."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Detections:
         boxes: Pixels of the original image, xywh with the top-left corner, shape (N, 4).
         scores: Confidences in [0, 1], shape (N,).
         images: File names of all images that were looked at, boxes or not.
+        correct: Whether Ultralytics' validator matched a box to a label at IoU 0.50, 0.55, ... 0.95, shape (N, 10).
+        label_images: One image file name a label.
+        label_classes: Class indices of the labels, shape (M,).
     """
 
     file_names: tuple[str, ...]
@@ -47,6 +53,9 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     images: tuple[str, ...]
+    correct: np.ndarray = field(default_factory=lambda: np.zeros((0, IOUS), bool))
+    label_images: tuple[str, ...] = ()
+    label_classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def score_coco(detections: Detections, annotations: Path, names: dict[int, str]) -> CocoTable:
@@ -80,6 +89,18 @@ def score_coco(detections: Detections, annotations: Path, names: dict[int, str])
     return _evaluate(truth, results, [image_ids[file] for file in detections.images])
 
 
+def require_same_images(detections: Detections, reference: Detections) -> None:
+    """Refuse to compare models that saw different images.
+
+    Raises:
+        EvaluationError: They did.
+    """
+    if detections.images != reference.images:
+        raise EvaluationError(
+            "Two models are compared on the same images, and these saw different ones. Evaluate both on the same data."
+        )
+
+
 def score_agreement(detections: Detections, reference: Detections) -> float:
     """AP50-95 of detections with the float model's own detections as ground truth.
 
@@ -96,15 +117,51 @@ def score_agreement(detections: Detections, reference: Detections) -> float:
     Raises:
         EvaluationError: The two sides saw different images.
     """
-    if detections.images != reference.images:
-        raise EvaluationError(
-            "Agreement compares two models on the same images, and these saw different ones. "
-            "Evaluate both on the same data."
-        )
-    ids = {file: index for index, file in enumerate(reference.images, start=1)}
-    keep = np.flatnonzero(reference.scores >= REFERENCE_CONFIDENCE)
-    if not len(keep):
+    if not (reference.scores >= REFERENCE_CONFIDENCE).any():
+        require_same_images(detections, reference)
         return float(not (detections.scores >= REFERENCE_CONFIDENCE).any())
+    return _evaluate(*_agreement_problem(detections, reference)).ap
+
+
+def match_agreement(detections: Detections, reference: Detections) -> Detections:
+    """Detections matched to the float model's own by pycocotools, those as labels; what it drops is left out.
+
+    Raises:
+        EvaluationError: The two sides saw different images.
+    """
+    truth, results, ids = _agreement_problem(detections, reference)
+    evaluation = _match(truth, results, ids) if results else None
+    names = dict(enumerate(reference.images, start=1))
+    files: list[str] = []
+    classes: list[int] = []
+    scores: list[float] = []
+    correct = [np.zeros((0, IOUS), bool)]
+    # One entry a class, range of areas and image; the first range is all areas.
+    for found in evaluation.evalImgs if evaluation else ():
+        if found is not None and found["aRng"] == [0, 1e10]:
+            files += [names[found["image_id"]]] * len(found["dtScores"])
+            classes += [found["category_id"]] * len(found["dtScores"])
+            scores += found["dtScores"]
+            correct.append(np.asarray(found["dtMatches"]).T > 0)
+    keep = np.flatnonzero(reference.scores >= REFERENCE_CONFIDENCE)
+    return Detections(
+        file_names=tuple(files),
+        classes=np.array(classes, np.int64),
+        boxes=np.zeros((len(files), 4)),
+        scores=np.array(scores),
+        images=detections.images,
+        correct=np.concatenate(correct),
+        label_images=tuple(reference.file_names[index] for index in keep),
+        label_classes=reference.classes[keep],
+    )
+
+
+def _agreement_problem(
+    detections: Detections, reference: Detections
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
+    """Ground truth, results and image ids for pycocotools."""
+    require_same_images(detections, reference)
+    ids = {file: index for index, file in enumerate(reference.images, start=1)}
     truth = {
         "info": {},
         "images": [{"id": index} for index in ids.values()],
@@ -118,7 +175,7 @@ def score_agreement(detections: Detections, reference: Detections) -> float:
                 "area": float(reference.boxes[index][2] * reference.boxes[index][3]),
                 "iscrowd": 0,
             }
-            for number, index in enumerate(keep, start=1)
+            for number, index in enumerate(np.flatnonzero(reference.scores >= REFERENCE_CONFIDENCE), start=1)
         ],
     }
     results = [
@@ -127,15 +184,23 @@ def score_agreement(detections: Detections, reference: Detections) -> float:
             detections.file_names, detections.classes, detections.boxes, detections.scores, strict=True
         )
     ]
-    return _evaluate(truth, results, list(ids.values())).ap
+    return truth, results, list(ids.values())
 
 
 def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], image_ids: list[int]) -> CocoTable:
+    if not results:
+        return CocoTable(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _match(truth, results, image_ids)
+        evaluation.accumulate()
+        evaluation.summarize()
+    return CocoTable(*(float(value) for value in evaluation.stats[:6]))
+
+
+def _match(truth: dict[str, Any], results: list[dict[str, Any]], image_ids: list[int]) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if not results:
-        return CocoTable(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **truth}
@@ -143,6 +208,4 @@ def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], image_ids: l
         evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return CocoTable(*(float(value) for value in evaluation.stats[:6]))
+    return evaluation

@@ -10,6 +10,7 @@
  ├── ``ExportError``     an ONNX graph that could not be written or fails its lint
  ├── ``EvaluationError`` a validation whose figures cannot be trusted
  │    └── ``ParityError``  two stages of one model that part from each other
+ ├── ``ReportError``     a report that is damaged or does not hold what is asked of it
  ├── ``BackendError``    a runtime that is missing or failed
  └── ``RunFolderError``  a run folder or cache that cannot be written
 
@@ -52,6 +53,10 @@ class EvaluationError(UltraMQError):
 
 class ParityError(EvaluationError):
     """Two stages of one model that should agree and do not."""
+
+
+class ReportError(UltraMQError):
+    """A report that is damaged or does not hold what is asked of it."""
 
 
 class BackendError(UltraMQError):

@@ -18,6 +18,7 @@ from ultra_mq.coco import CocoTable, Detections, score_agreement, score_coco
 from ultra_mq.console import progress, quiet
 from ultra_mq.data import Data
 from ultra_mq.errors import EvaluationError
+from ultra_mq.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -147,32 +148,49 @@ def check_parity(torch_accuracy: Accuracy, onnx_accuracy: Accuracy, limit: float
 
 
 def save_accuracy(accuracy: Accuracy, folder: Path) -> None:
-    """Write figures and detections into a folder."""
+    """Write figures and detections into a folder, which is made."""
     figures = asdict(replace(accuracy, detections=None))  # type: ignore[arg-type]
-    (folder / "accuracy.json").write_text(json.dumps(figures))
     found = accuracy.detections
-    np.savez_compressed(
-        folder / "detections.npz",
-        files=np.array([found.images.index(name) for name in found.file_names], dtype=np.int32),
-        classes=found.classes,
-        boxes=found.boxes,
-        scores=found.scores,
-        images=np.array(found.images),
-    )
+    numbers = {name: number for number, name in enumerate(found.images)}
+    write_text(folder / "accuracy.json", json.dumps(figures))
+    with atomic_path(folder / "detections.npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            files=np.array([numbers[name] for name in found.file_names], dtype=np.int32),
+            classes=found.classes,
+            boxes=found.boxes,
+            scores=found.scores,
+            images=np.array(found.images),
+            correct=found.correct,
+            label_files=np.array([numbers[name] for name in found.label_images], dtype=np.int32),
+            label_classes=found.label_classes,
+        )
 
 
 def load_accuracy(folder: Path) -> Accuracy:
-    """Read what ``save_accuracy`` wrote."""
-    figures = json.loads((folder / "accuracy.json").read_text())
-    with np.load(folder / "detections.npz") as arrays:
-        images = tuple(str(name) for name in arrays["images"])
-        detections = Detections(
-            file_names=tuple(images[index] for index in arrays["files"]),
-            classes=arrays["classes"],
-            boxes=arrays["boxes"],
-            scores=arrays["scores"],
-            images=images,
-        )
+    """Read what ``save_accuracy`` wrote.
+
+    Raises:
+        EvaluationError: There is nothing, or it is damaged.
+    """
+    try:
+        figures = json.loads((folder / "accuracy.json").read_text())
+        with np.load(folder / "detections.npz") as arrays:
+            images = tuple(str(name) for name in arrays["images"])
+            detections = Detections(
+                file_names=tuple(images[index] for index in arrays["files"]),
+                classes=arrays["classes"],
+                boxes=arrays["boxes"],
+                scores=arrays["scores"],
+                images=images,
+                correct=arrays["correct"],
+                label_images=tuple(images[index] for index in arrays["label_files"]),
+                label_classes=arrays["label_classes"],
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise EvaluationError(
+            f"'{folder}' does not hold the detections of a model: {error}. Run the recipe again."
+        ) from error
     coco = CocoTable(**figures["coco"]) if figures["coco"] else None
     return Accuracy(**{**figures, "coco": coco, "detections": detections})
 

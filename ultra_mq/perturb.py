@@ -76,8 +76,8 @@ def measure_perturbation(
     values = [score for by_format in scores.values() for score in by_format.values()]
     if not any(values) or not all(0 <= value < float("inf") for value in values):
         raise ModelError(
-            f"Sensitivity scores of '{model.source}' are all zero or not finite: quantizing its layers changes nothing, "
-            f"or breaks it. Check the weights."
+            f"Sensitivity scores of '{model.source}' are all zero or not finite: quantizing its layers changes "
+            f"nothing, or breaks it. Check the weights."
         )
     return Sensitivity(loss="outputs", images=len(scoring.indices), scores=scores, method="perturb")
 

@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from ultra_mq.backends.onnxruntime import OnnxRuntime
+from ultra_mq.backends import CpuRuntime, open_file
 from ultra_mq.bench import bench
 from ultra_mq.cache import Cache, versions
 from ultra_mq.engines import add_engine, find_engine_runtime, time_engines
 from ultra_mq.errors import ParityError, RunFolderError
-from ultra_mq.evaluate import Accuracy, compare
+from ultra_mq.evaluate import Accuracy, compare, save_accuracy
 from ultra_mq.export import check_graph
 from ultra_mq.files import publish
 from ultra_mq.plan import PrecisionPlan, check_plan, save_plan
 from ultra_mq.recipe import Recipe, Variant, save_recipe
 from ultra_mq.report import write_report
-from ultra_mq.results import Report, VariantResult
+from ultra_mq.results import ACCURACY, ENGINE_SUFFIX, Report, VariantResult
 from ultra_mq.search import search
 from ultra_mq.session import Session, open_session, require_detection
 from ultra_mq.stages import (
@@ -83,6 +83,10 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
         seconds=session.seconds,
     )
     report = _add_outlook(session, report)
+    for result in report.variants:
+        save_accuracy(result.accuracy, folder / ACCURACY / result.name)
+        if result.engine_accuracy:
+            save_accuracy(result.engine_accuracy, folder / ACCURACY / f"{result.name}{ENGINE_SUFFIX}")
     write_report(report)
     _fail_on_parity(report)
     return report
@@ -173,7 +177,11 @@ def _time_all(session: Session, folder: Path, results: list[VariantResult]) -> l
     if not settings.rounds:
         return results
     with session.stage("Time"):
-        open_files = {result.name: OnnxRuntime(folder / result.onnx, settings.threads) for result in results}
+        runtime: CpuRuntime = "openvino" if session.recipe.runtime == "openvino" else "onnxruntime"
+        open_files = {
+            result.name: open_file(folder / result.onnx, threads=settings.threads, runtime=runtime)
+            for result in results
+        }
         latencies = bench(open_files, settings.rounds, settings.runs).latencies
     return [replace(result, latency=latencies.get(result.name)) for result in results]
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ultra_mq.formats import FLOAT
@@ -65,27 +65,29 @@ def plot_against_bits(
     figure.savefig(path, dpi=130)
 
 
-def plot_pareto(points: Mapping[str, tuple[float, float]], path: Path) -> None:
-    """Draw engines by latency and agreement, with the front of those that no other beats in both.
+def plot_pareto(
+    points: Mapping[str, tuple[float, float]], front: Collection[str], labels: tuple[str, str], path: Path
+) -> None:
+    """Draw models by cost and loss, with the front of those that no other beats in both.
 
     Args:
-        points: Variant name to p50 in milliseconds and agreement with the float model.
+        points: Variant name to cost and points lost.
+        front: Names of the variants on the front.
+        labels: What the axes count.
         path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    front: list[tuple[float, float]] = []
-    for point in sorted(points.values(), key=lambda p: (p[0], -p[1])):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    axes.step([x for x, _ in front], [y for _, y in front], where="post", color="#888888", linewidth=1)
+    line = sorted(points[name] for name in front)
+    axes.step([x for x, _ in line], [y for _, y in line], where="post", color="#888888", linewidth=1)
     for name, (x, y) in points.items():
-        axes.plot(x, y, "o", color=COLOURS["int8"] if (x, y) in front else COLOURS[FLOAT])
+        axes.plot(x, y, "o", color=COLOURS["int8"] if name in front else COLOURS[FLOAT])
         axes.annotate(name, (x, y), xytext=(5, -11), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("p50, ms")
-    axes.set_ylabel("agreement with FP32")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.invert_yaxis()
     axes.margins(0.2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
-from ultra_mq.backends.engine import BuildSettings, Target
-from ultra_mq.calibrate import Method
 from ultra_mq.cost import CostModel
 from ultra_mq.errors import RecipeError
 from ultra_mq.files import write_text
@@ -18,7 +16,15 @@ from ultra_mq.placement import Placement
 from ultra_mq.plan import check_bits
 from ultra_mq.ptq import PtqMethod
 from ultra_mq.schema import validate
-from ultra_mq.sensitivity import LossName
+from ultra_mq.settings import (
+    BenchSettings,
+    CalibrationSettings,
+    EngineSettings,
+    EvaluationSettings,
+    LatencySettings,
+    SensitivitySettings,
+    Strict,
+)
 
 Metric = Literal["map", "agreement"]
 Precision = Literal["fp16", "int8", "fp8", "mixed", "ptq"]
@@ -27,94 +33,17 @@ DEFAULT_BITS = 9.0
 """Budget where a user names none: a bit above all INT8 buys back most of what it loses."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Criteria(Strict):
+    """When a model is good enough; the report says which ones are."""
+
+    device: str | None = Field(None, description="Part of the name of the device that it must have been timed on.")
+    max_drop: float | None = Field(None, ge=0, description="Points of the metric that may be lost.")
+    metric: Metric | None = Field(None, description="`map` (mAP50-95) or `agreement`; `map` where the data has labels.")
+    max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
+    min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
 
 
-class CalibrationSettings(_Strict):
-    """How the ranges of the quantizers are found."""
-
-    images: int = Field(32, ge=1, description="Images of the train split that set the input ranges.")
-    method: Method = Field(
-        "mse",
-        description="`mse` clips where the squared error is least, `max` takes the largest value; `entropy` and "
-        "`percentile` are ModelOpt's.",
-    )
-    bias_correction: int = Field(16, ge=0, description="Images for bias correction; 0 leaves the biases alone.")
-
-
-class SensitivitySettings(_Strict):
-    """How the layers are scored."""
-
-    images: int = Field(32, ge=1, description="Images of the train split on which the loss is differentiated.")
-    loss: LossName = Field(
-        "outputs",
-        description="`outputs`: change of the model's own outputs, needs no labels; `labels`: detection loss.",
-    )
-
-
-class EvaluationSettings(_Strict):
-    """What is proven at the end."""
-
-    parity: bool = Field(True, description="Also validate the fake-quantized torch model and compare it with the ONNX.")
-    max_parity_gap: float = Field(
-        0.02, gt=0, description="Largest allowed distance in mAP50-95 and agreement between torch and ONNX, in [0, 1]."
-    )
-
-
-class BenchSettings(_Strict):
-    """How latency is measured."""
-
-    rounds: int = Field(5, ge=0, description="Rounds in which all artefacts take turns; 0 measures nothing.")
-    runs: int = Field(10, ge=1, description="Passes of each ONNX file on the CPU a round.")
-    engine_runs: int = Field(200, ge=100, description="Passes of each engine on the GPU a round.")
-    threads: int = Field(1, ge=1, description="CPU threads of one inference.")
-
-
-class LatencySettings(_Strict):
-    """How the latency of a plan is predicted."""
-
-    probes: int = Field(4, ge=0, description="Mixtures that are measured to learn what borders between formats cost.")
-
-
-class EngineSettings(_Strict):
-    """Which engines are built, and how."""
-
-    target: Literal["auto", "tensorrt", "rtx", "none"] = Field(
-        "auto",
-        description="`tensorrt`, `rtx` (TensorRT-RTX), `none`, or `auto`: TensorRT where it works, else TensorRT-RTX.",
-    )
-    trt_python: str | None = Field(
-        None, description="Python that has TensorRT; `ULTRA_MQ_TRT_PYTHON` or the running one by default."
-    )
-    workspace_gb: float | None = Field(
-        None, gt=0, description="Scratch memory of the builder; the whole GPU by default."
-    )
-    optimization_level: int | None = Field(
-        None, ge=0, le=5, description="0 builds quickly, 5 builds fast engines; TensorRT's default is 3."
-    )
-    version_compatible: bool = Field(False, description="Let later versions of TensorRT run the engine.")
-    hardware_compatible: bool = Field(False, description="Let other GPUs from Ampere on run the engine.")
-    dla_core: int | None = Field(None, ge=0, description="DLA core to run on, with fallback to the GPU.")
-    compute_capability: str = Field(
-        "8.9", pattern=r"^\d+\.\d$", description="GPU generation that `rtx` builds for, such as 8.9."
-    )
-    tactic_sources: tuple[str, ...] | None = Field(
-        None, description="Kernel libraries to choose from, by TensorRT's names, such as `EDGE_MASK_CONVOLUTIONS`."
-    )
-    repairs: int = Field(4, ge=0, description="How often layers that fail to build may be put back to float.")
-    min_agreement: float = Field(
-        0.97, ge=0, le=1, description="Agreement of an engine with its own ONNX file below which the report warns."
-    )
-    timeout_s: float = Field(3600, gt=0, description="Seconds without a sign of life before the builder is ended.")
-
-    def build_settings(self, target: Target) -> BuildSettings:
-        """The same, for one target."""
-        own = ("target", "trt_python", "repairs", "min_agreement")
-        return BuildSettings(target=target, python=self.trt_python, **self.model_dump(exclude=set(own)))
-
-
-class Variant(_Strict):
+class Variant(Strict):
     """One model to make and prove."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="Name in files and tables.")
@@ -156,7 +85,7 @@ class Variant(_Strict):
         return self
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A run: one model, one data set, the variants to make, and how they are proven."""
 
     model: str = Field("yolo11n.pt", description="Trained weights: a path or the name of an Ultralytics model.")
@@ -201,6 +130,12 @@ class Recipe(_Strict):
         (Variant(name="mixed-9bit", precision="mixed", bits=9),),
         min_length=1,
         description="Models to make and compare.",
+    )
+    criteria: Criteria | None = Field(None, description="When a model is good enough.")
+    pick: Literal["knee", "fastest-within-drop"] = Field(
+        "fastest-within-drop",
+        description="Which model the report recommends among those that meet the criteria: the fastest, or the knee of "
+        "the front.",
     )
     calibration: CalibrationSettings = Field(CalibrationSettings(), description="How ranges are found.")
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="How layers are scored.")

@@ -14,6 +14,7 @@ from ultra_mq import plots
 from ultra_mq.files import atomic_path, write_text
 from ultra_mq.inspection import layer_times
 from ultra_mq.plan import PrecisionPlan
+from ultra_mq.recommend import Recommendation, recommend
 from ultra_mq.results import Report
 from ultra_mq.tables import (
     ENGINE_COLUMNS,
@@ -24,6 +25,7 @@ from ultra_mq.tables import (
     loss_rows,
     points,
     result_row,
+    search_rows,
     verdict,
 )
 
@@ -46,7 +48,12 @@ def write_report(report: Report) -> None:
         loader=jinja2.PackageLoader("ultra_mq"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(points=points)
-    drawn = _draw(report, planned)
+    choice = recommend(report)
+    if choice:
+        columns = ("name", "cost", "drop", "images_per_second", "device", "on_front")
+        front = [tuple(str(getattr(candidate, name)) for name in columns) for candidate in choice.candidates]
+        write_text(folder / "pareto.csv", _csv(("model", choice.unit, *columns[2:]), front))
+    drawn = _draw(report, planned, choice)
     engines = {
         "report": report,
         "engine_columns": ENGINE_COLUMNS,
@@ -62,6 +69,8 @@ def write_report(report: Report) -> None:
         layer_columns=layer_columns,
         images=drawn,
         layers=layers,
+        choice=choice,
+        searches=[(variant, search_rows(variant.search)) for variant in report.variants if variant.search],
     )
     write_text(folder / "report.md", text)
     if any(variant.engine_accuracy for variant in report.variants):
@@ -74,7 +83,7 @@ def write_report(report: Report) -> None:
     write_text(folder / "report.html", page)
 
 
-def _draw(report: Report, planned: dict[str, PrecisionPlan]) -> list[str]:
+def _draw(report: Report, planned: dict[str, PrecisionPlan], choice: Recommendation | None) -> list[str]:
     images = []
     if report.sensitivity:
         # A plan that mixes says more in colours than one that quantizes all or nothing.
@@ -93,14 +102,14 @@ def _draw(report: Report, planned: dict[str, PrecisionPlan]) -> list[str]:
     with atomic_path(report.folder / "accuracy.png") as temporary:
         plots.plot_against_bits({name: plan.bits for name, plan in planned.items()}, panels, temporary)
     images.append("accuracy.png")
-    measured = {
-        v.name: (v.engine_latency.p50_ms, v.engine_accuracy.agreement or 0.0)
-        for v in report.variants
-        if v.engine_latency and v.engine_accuracy
-    }
-    if measured:
+    if choice:
         with atomic_path(report.folder / PARETO) as temporary:
-            plots.plot_pareto(measured, temporary)
+            plots.plot_pareto(
+                {candidate.name: (candidate.cost, candidate.drop) for candidate in choice.candidates},
+                [candidate.name for candidate in choice.candidates if candidate.on_front],
+                ({"ms": "p50, ms", "bits": "effective bits"}[choice.unit], f"points of {choice.metric} lost"),
+                temporary,
+            )
         images.append(PARETO)
     return images
 

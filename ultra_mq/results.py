@@ -16,6 +16,12 @@ from ultra_mq.recipe import Recipe
 from ultra_mq.search import Search
 from ultra_mq.sensitivity import Sensitivity
 
+ACCURACY = "accuracy"
+"""Folder of a run folder that keeps the detections of every variant, to compare them later."""
+
+ENGINE_SUFFIX = "-engine"
+"""Of the folder with the detections of a variant's engine."""
+
 
 @dataclass(frozen=True)
 class VariantResult:
@@ -104,6 +110,8 @@ class Report:
             entry = asdict(variant)
             for accuracy in (entry["accuracy"], entry["engine_accuracy"] or {}):
                 accuracy.pop("detections", None)
+            for step in (*(entry["search"] or {}).get("steps", ()), (entry["search"] or {}).get("chosen", {})):
+                step.pop("plan", None)
             entry["engine_mismatches"] = variant.engine_mismatches
             if variant.engine:
                 entry["engine"]["path"] = variant.engine.path.name

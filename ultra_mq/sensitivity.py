@@ -197,9 +197,8 @@ def visible_outputs(output: Any, reference: Any) -> list[torch.Tensor]:
     if boxes.shape[1] > 4:
         boxes = boxes.view(len(boxes), 4, -1, boxes.shape[2]).softmax(2).flatten(1, 2)
     found = [raw["scores"].sigmoid(), boxes * confidence]
-    for name in ("mask_coefficient", "kpts", "angle"):
-        if name in raw:
-            found.append(raw[name] / base[name].detach().std() * confidence)
+    extra = [name for name in ("mask_coefficient", "kpts", "angle") if name in raw]
+    found += [raw[name] / base[name].detach().std() * confidence for name in extra]
     if "proto" in raw:
         # A mask is coefficients times prototypes: both sides count as much, however many pixels there are.
         weight = (confidence.square().sum() * raw["mask_coefficient"].shape[1] / raw["proto"].numel()).sqrt()

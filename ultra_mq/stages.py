@@ -20,6 +20,8 @@ from ultra_mq.evaluate import Accuracy, Parity, check_parity, compare, evaluate,
 from ultra_mq.export import OPSET, convert_to_fp16, export_onnx
 from ultra_mq.flow import trace_flow
 from ultra_mq.groups import find_groups
+from ultra_mq.perturb import measure_perturbation
+from ultra_mq.placement import Placement
 from ultra_mq.plan import PrecisionPlan, uniform_plan
 from ultra_mq.ptq import PtqMethod, PtqSettings, load_pixels, ptq, ptq_plan, save_calibration
 from ultra_mq.quantization import apply_plan, save_checkpoint
@@ -61,17 +63,24 @@ def score_layers(session: Session) -> Sensitivity:
     batches = session.calibration_batches(settings.images)
     depends_on = {
         **_inputs(session, batches),
+        "method": settings.method,
         "loss": settings.loss,
         "formats": session.recipe.formats,
         "seed": session.recipe.seed,
         "calibration": asdict(calibration),
+        "placement": session.recipe.placement,
     }
 
     def make(folder: Path) -> None:
         with session.stage("Score"):
-            scores = measure_sensitivity(
-                session.model, calibration, batches, settings.loss, session.recipe.formats, session.recipe.seed
-            )
+            recipe = session.recipe
+            if settings.method == "perturb":
+                placement: Placement = "torch" if recipe.placement == "onnx" else recipe.placement
+                scores = measure_perturbation(session.model, calibration, batches, recipe.formats, placement)
+            else:
+                scores = measure_sensitivity(
+                    session.model, calibration, batches, settings.loss, recipe.formats, recipe.seed
+                )
             _write_json(folder / "sensitivity.json", scores)
 
     folder = session.cache.folder("sensitivity", depends_on, make)

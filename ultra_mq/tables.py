@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ultra_mq.results import Report, VariantResult
+from ultra_mq.search import Search
 
 FEW_IMAGES = 1000
 """Below this many images a point of mAP is noise."""
@@ -79,6 +80,26 @@ def advice(report: Report) -> list[str]:
     return lines
 
 
+def search_rows(search: Search) -> list[tuple[str, ...]]:
+    """The plans that a search measured: what was predicted, what came out."""
+    rows: list[tuple[str, ...]] = []
+    for step in search.steps:
+        predicted = search.predictions.get(step.name)
+        low, high = step.speedup_interval or (0.0, 0.0)
+        rows.append(
+            (
+                f"**{step.name}**" if step.name == search.chosen.name else step.name,
+                f"{step.plan.bits:.2f}",
+                str(len(step.plan.quantized)),
+                "-" if step.drop is None else f"{step.drop:.2f}",
+                milliseconds(predicted[0]) if predicted else "-",
+                milliseconds(step.latency_ms) if step.latency_ms is not None else "-",
+                f"{low:.3f} to {high:.3f}" if step.speedup_interval else "-",
+            )
+        )
+    return rows
+
+
 CONSOLE_COLUMNS = {"model": "model", "bits": "bits", "quantized layers": "INT8", "mAP50-95": "mAP50-95",
                    "change": "change", "agreement": "agree", "CPU p50 ms": "CPU ms", "speed-up": "ratio"}  # fmt: skip
 """Columns that fit a terminal of 80 characters, with their short titles."""
@@ -102,7 +123,7 @@ def points(value: float | None) -> str:
 
 def milliseconds(value: float) -> str:
     """A time in milliseconds with three significant digits."""
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
 ENGINE_COLUMNS = (

@@ -15,7 +15,7 @@ from torch import nn
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.nn.backends.base import BaseBackend
 
-from ultra_mq.coco import Detections
+from ultra_mq.coco import IOUS, Detections
 
 if TYPE_CHECKING:
     from ultra_mq.backends import Backend
@@ -31,6 +31,8 @@ class RecordingValidator(DetectionValidator):  # type: ignore[misc]
         super().init_metrics(model)
         self.rows: list[tuple[str, np.ndarray]] = []
         self.images: list[str] = []
+        self.correct: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
 
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Record one batch in pixels of the original images."""
@@ -40,6 +42,9 @@ class RecordingValidator(DetectionValidator):  # type: ignore[misc]
             prepared = self._prepare_batch(index, batch)
             name = Path(prepared["im_file"]).name
             self.images.append(name)
+            matched = index - len(preds)  # the validator has just appended this batch
+            self.correct.append(self.metrics.stats["tp"][matched])
+            self.labels.append(self.metrics.stats["target_cls"][matched])
             if len(pred["cls"]):
                 scaled = self.scale_preds(self._prepare_pred(pred), prepared)
                 columns = [scaled["cls"][:, None], scaled["bboxes"], scaled["conf"][:, None]]
@@ -56,6 +61,9 @@ class RecordingValidator(DetectionValidator):  # type: ignore[misc]
             boxes=boxes,
             scores=table[:, 5].astype(np.float64),
             images=tuple(self.images),
+            correct=np.concatenate([*self.correct, np.zeros((0, IOUS), bool)]).astype(bool),
+            label_images=tuple(name for name, found in zip(self.images, self.labels, strict=True) for _ in found),
+            label_classes=np.concatenate([*self.labels, np.zeros(0)]).astype(np.int64),
         )
 
 

@@ -166,11 +166,16 @@ def open_verifier(session: Session, variant: Variant) -> Verifier:
     # What is only counted is proven where every machine can, unless the recipe names a runtime.
     target = find_target(session) if timed or recipe.runtime != "auto" else host_target(session)
     reference = evaluate_onnx(session, make_fp32(session), "Evaluating FP32")
-    choices = make_choices(
+    choices = open_choices(session, target if timed else None)
+    return Verifier(session, variant, target, choices, metric, reference)
+
+
+def open_choices(session: Session, target: Target | None) -> Choices:
+    """What there is to choose for a session: scores, sizes, groups, and latencies where there is a target."""
+    return make_choices(
         session.model,
         score_layers(session),
-        {name: layer_sizes(session.model, name, recipe.imgsz) for name in BITS_MODELS},
+        {name: layer_sizes(session.model, name, session.recipe.imgsz) for name in BITS_MODELS},
         decision_groups(session),
-        learn_latency(session, target) if timed else None,
+        learn_latency(session, target) if target else None,
     )
-    return Verifier(session, variant, target, choices, metric, reference)

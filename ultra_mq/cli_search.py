@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Commands that look for the right precision: sensitivity, pareto, sweep, gate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ultra_mq.cli_options import FILE, OVERRIDES_HELP, command_options, cost, formats, placement, target
+from ultra_mq.console import console
+
+if TYPE_CHECKING:
+    from ultra_mq.recipe import Metric
+
+
+@click.command(epilog=OVERRIDES_HELP)
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--method", type=click.Choice(["perturb", "gradient"]), default="perturb", show_default=True)
+@click.option("--bits", type=float, default=9.0, show_default=True, help="Budget that the actions are for.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["none", "auto", "tensorrt", "onnxruntime", "openvino"]),
+    default="none",
+    show_default=True,
+    help="Also measure what each layer takes there.",
+)
+@click.option("--truth", default=0, metavar="LAYERS", help="Check the scores: measure so many layers alone.")
+@click.option("--limit", default=15, show_default=True, help="Layers to print; all of them are in the files.")
+@placement
+@formats
+@command_options
+def sensitivity(
+    weights: str, overrides: tuple[str, ...], method: str, bits: float, runtime: str, truth: int, limit: int,
+    placement: str, formats: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Show what each layer of WEIGHTS costs, what its quantization hurts, and what to do with it."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from ultra_mq.layer_table import make_layer_table, table_cells, write_layer_table
+    from ultra_mq.pipeline import make_run_folder
+    from ultra_mq.plan import check_bits
+    from ultra_mq.probing import learn_latency
+    from ultra_mq.recipe import make_recipe
+    from ultra_mq.session import open_session, require_detection
+    from ultra_mq.targets import find_target
+
+    check_bits(bits)
+    document = {
+        "model": weights, "name": "sensitivity", "placement": placement, "formats": formats,
+        "runtime": "auto" if runtime == "none" else runtime, "sensitivity": {"method": method},
+    }  # fmt: skip
+    session = open_session(make_recipe(document, list(overrides)))
+    if truth:
+        require_detection(session)
+    latency = learn_latency(session, find_target(session)) if runtime != "none" else None
+    table = make_layer_table(session, bits, truth, latency)
+    folder = make_run_folder(session.recipe)
+    write_layer_table(table, folder, Path(weights).name)
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), **asdict(table)}, indent=2))
+        return
+    for title, rows in (("Blocks", table.blocks), ("Layers", table.layers[:limit])):
+        shown = Table(title=f"{title}, the most sensitive first", title_justify="left")
+        headings, cells = table_cells(rows)
+        for heading in headings:
+            text = heading in ("layer", "block", "format", "action")
+            shown.add_column(heading, justify="left" if text else "right", overflow="fold")
+        for line in cells:
+            shown.add_row(*line)
+        console.print(shown)
+    if table.rank_correlation is not None:
+        console.print(
+            f"Rank correlation of the scores with the real loss of {table.checked} layers alone: "
+            f"{table.rank_correlation:.2f}"
+        )
+    console.print(f"All layers: {folder / 'sensitivity.md'}", markup=False, soft_wrap=True)
+
+
+@click.command()
+@click.argument("results", metavar="RESULTS.json", type=FILE)
+@click.option("--max-drop", type=float, help="Points of the metric that may be lost.")
+@click.option("--metric", type=click.Choice(["map", "agreement"]), help="What --max-drop counts; mAP50-95.")
+@click.option("--min-speedup", type=float, help="Smallest speed-up over FP16 (engines) or FP32 (CPU).")
+@click.option("--variant", help="Variant to check; the last one of the report by default.")
+@command_options
+def gate(
+    results: Path, max_drop: float | None, metric: Metric | None, min_speedup: float | None, variant: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Hold a report against limits; exits with 1 where one fails beyond the noise of images and timing."""
+    from dataclasses import asdict
+
+    from ultra_mq.gate import check_report
+
+    if max_drop is None and min_speedup is None:
+        raise click.UsageError("Name a limit: --max-drop, --min-speedup, or both.")
+    name, checks = check_report(results, variant=variant, max_drop=max_drop, metric=metric, min_speedup=min_speedup)
+    if as_json:
+        click.echo(json.dumps({"variant": name, "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        for check in checks:
+            console.print(f"{name}: {check}", markup=False, soft_wrap=True)
+    if any(check.verdict == "fail" for check in checks):
+        sys.exit(1)
+
+
+@click.command(epilog=OVERRIDES_HELP)
+@click.argument("weights")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--points", type=click.IntRange(min=1), default=5, show_default=True, help="Plans along the front.")
+@cost
+@target
+@click.option("--metric", type=click.Choice(["map", "agreement"]), help="What counts as accuracy; mAP50-95.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Points that may be lost.")
+@click.option(
+    "--pick",
+    type=click.Choice(["knee", "fastest-within-drop"]),
+    default="knee",
+    show_default=True,
+    help="Which model to recommend.",
+)
+@placement
+@formats
+@command_options
+def pareto(
+    weights: str, overrides: tuple[str, ...], points: int, metric: Metric | None, max_drop: float | None,
+    as_json: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """The front of accuracy against latency or bits of WEIGHTS, beside uniform FP16 and INT8, and a pick from it."""
+    from dataclasses import asdict
+
+    from ultra_mq.front import front_plans, front_recipe
+    from ultra_mq.pipeline import run_recipe
+    from ultra_mq.recipe import make_recipe
+    from ultra_mq.recommend import recommend
+    from ultra_mq.session import open_session, require_detection
+    from ultra_mq.tables import console_table
+
+    recipe = make_recipe({"model": weights, "name": "pareto", **settings}, list(overrides))
+    session = open_session(recipe)
+    require_detection(session)
+    plans = front_plans(session, points)
+    report = run_recipe(front_recipe(recipe, plans, max_drop, metric), plans=plans)
+    choice = recommend(report)
+    if as_json:
+        found = asdict(choice) if choice else None
+        click.echo(json.dumps({"folder": str(report.folder), "choice": found, **report.to_dict()}, indent=2))
+        return
+    console.print()
+    console.print(console_table(report))
+    if choice:
+        console.print(f"{choice.pick or 'None'}: {choice.why}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
+
+
+COMMANDS = (sensitivity, pareto, gate)
