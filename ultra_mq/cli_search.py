@@ -160,4 +160,31 @@ def pareto(
     console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
 
 
-COMMANDS = (sensitivity, pareto, gate)
+@click.command(epilog=OVERRIDES_HELP)
+@click.argument("sweep_file", metavar="SWEEP.yaml", type=FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@command_options
+def sweep(sweep_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Run an Optuna study over recipes; run it again to go on after an interruption, or with more trials."""
+    from ultra_mq.sweep import run_sweep
+    from ultra_mq.sweep_file import load_sweep
+    from ultra_mq.sweep_report import best_trials, write_sweep_report
+
+    result = run_sweep(load_sweep(sweep_file, list(overrides)))
+    report = write_sweep_report(result)
+    best = best_trials(result)
+    if as_json:
+        rows = [{"trial": trial.number, "values": trial.values, "params": trial.params} for trial in best]
+        click.echo(json.dumps({"folder": str(result.folder), "best": rows, "failed": result.failed}, indent=2))
+        return
+    for trial in best:
+        values = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(result.sweep.objectives, trial.values, strict=True)
+        )
+        console.print(f"Trial {trial.number}: {values}; {trial.params}", markup=False, soft_wrap=True)
+    for number, why in result.failed.items():
+        console.print(f"Trial {number} failed: {why}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report}", markup=False, soft_wrap=True)
+
+
+COMMANDS = (sensitivity, pareto, sweep, gate)

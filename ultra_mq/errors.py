@@ -10,6 +10,7 @@
  ├── ``ExportError``     an ONNX graph that could not be written or fails its lint
  ├── ``EvaluationError`` a validation whose figures cannot be trusted
  │    └── ``ParityError``  two stages of one model that part from each other
+ ├── ``SweepError``      a sweep that cannot be started or resumed
  ├── ``ReportError``     a report that is damaged or does not hold what is asked of it
  ├── ``BackendError``    a runtime that is missing or failed
  └── ``RunFolderError``  a run folder or cache that cannot be written
@@ -53,6 +54,10 @@ class EvaluationError(UltraMQError):
 
 class ParityError(EvaluationError):
     """Two stages of one model that should agree and do not."""
+
+
+class SweepError(UltraMQError):
+    """A sweep that cannot be started or resumed."""
 
 
 class ReportError(UltraMQError):

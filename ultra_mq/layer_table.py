@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ultra_mq import plots
 from ultra_mq.calibrate import Calibration
 from ultra_mq.cost import layer_sizes
-from ultra_mq.evaluate import compare, evaluate, load_accuracy, save_accuracy
+from ultra_mq.evaluate import Accuracy, compare, evaluate, load_accuracy, save_accuracy
 from ultra_mq.files import atomic_path, write_text
 from ultra_mq.formats import FLOAT, FORMATS
 from ultra_mq.latency import LatencyModel
@@ -20,6 +22,9 @@ from ultra_mq.plan import make_plan
 from ultra_mq.sensitivity import Sensitivity
 from ultra_mq.session import Session, torch_device
 from ultra_mq.stages import calibrate_layers, quantize_model, score_layers, solve_bits
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FAR_OUTLIERS = 4.0
 """Largest value over the calibrated range from which on a layer's clipping deserves a look."""
@@ -93,7 +98,7 @@ def make_layer_table(session: Session, bits: float, truth: int = 0, latency: Lat
     model, recipe = session.model, session.recipe
     sensitivity = score_layers(session)
     floats = {layer.name for layer in solve_bits(session, sensitivity, bits).layers if layer.format == FLOAT}
-    drops = _measure_alone(session, sensitivity, truth) if truth else {}
+    drops = measure_alone(session, sample_layers(sensitivity, truth)) if truth else {}
     calibration = calibrate_layers(session)
     total = sum(score for by_format in sensitivity.scores.values() for score in by_format.values())
     weights, macs = (layer_sizes(model, name, recipe.imgsz) for name in ("weights", "macs"))
@@ -167,40 +172,54 @@ def markdown_rows(rows: Sequence[LayerRow]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *cells)]
 
 
-def _measure_alone(session: Session, sensitivity: Sensitivity, count: int) -> dict[tuple[str, str], float]:
-    """Points of agreement that are lost when only one layer is quantized, for layers spread over the ranking."""
+def sample_layers(sensitivity: Sensitivity, count: int) -> list[tuple[str, str]]:
+    """Layers with a format each, spread evenly over the ranking of the scores."""
     order = sorted(
         ((layer, option) for layer, by_format in sensitivity.scores.items() for option in by_format),
         key=lambda pair: sensitivity.scores[pair[0]][pair[1]],
     )
     count = min(count, len(order))
-    chosen = [order[round(index * (len(order) - 1) / max(count - 1, 1))] for index in range(count)]
-    device, batch = torch_device(session.recipe.device), session.recipe.batch
-    uncorrected = session.recipe.calibration.model_copy(update={"bias_correction": 0})
-    alone = replace(session, recipe=session.recipe.model_copy(update={"calibration": uncorrected}))
-    weights = layer_sizes(session.model, "weights", session.recipe.imgsz)
+    return [order[round(index * (len(order) - 1) / max(count - 1, 1))] for index in range(count)]
+
+
+def measure_alone(session: Session, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """Points of agreement that are lost on the evaluation images when one layer alone is quantized.
+
+    Args:
+        session: The run; biases are left alone.
+        pairs: Layers with a format each.
+    """
+    recipe = session.recipe
+    device = torch_device(recipe.device)
+    uncorrected = recipe.calibration.model_copy(update={"bias_correction": 0})
+    alone = replace(session, recipe=recipe.model_copy(update={"calibration": uncorrected}))
+    weights = layer_sizes(session.model, "weights", recipe.imgsz)
     key = {
         **session.evaluation_key,
         "model": session.model.fingerprint,
         "calibration": asdict(calibrate_layers(session)),
-        "placement": session.recipe.placement,
-        "device": device,
+        "placement": recipe.placement,
+        "device": device.partition(":")[0],
     }
 
-    def measure(choice: dict[str, str], label: str) -> Path:
-        def make(entry: Path) -> None:
-            plan = make_plan(session.model, choice, weights, budget_bits=None, why="user")
-            module = quantize_model(alone, plan) if choice else session.model.module
-            save_accuracy(evaluate(module, session.data, label=label, device=device, batch=batch), entry)
+    def run(module: nn.Module, label: str) -> Accuracy:
+        return evaluate(module, session.data, label=label, device=device, batch=recipe.batch)
 
-        return session.cache.folder("accuracy", {**key, "alone": choice}, make)
+    def make_reference(entry: Path) -> None:
+        save_accuracy(run(session.model.module, "Evaluating float"), entry)
 
+    found = {}
     with session.stage("Measure layers alone"):
-        reference = load_accuracy(measure({}, "Evaluating float")).detections
-        found = {}
-        for number, (layer, option) in enumerate(chosen, start=1):
-            accuracy = load_accuracy(measure({layer: option}, f"Layer {number} of {count}"))
-            found[layer, option] = 100 * (1 - (compare(accuracy, reference).agreement or 0.0))
+        reference = load_accuracy(session.cache.folder("accuracy", {**key, "alone": None}, make_reference)).detections
+        for number, pair in enumerate(pairs, start=1):
+
+            def make(entry: Path, pair: tuple[str, str] = pair, label: str = f"Layer {number} of {len(pairs)}") -> None:
+                plan = make_plan(session.model, dict([pair]), weights, budget_bits=None, why="user")
+                agreement = compare(run(quantize_model(alone, plan), label), reference).agreement or 0.0
+                (entry / "drop.json").write_text(json.dumps(100 * (1 - agreement)))
+
+            entry = session.cache.folder("alone", {**key, "layer": pair}, make)
+            found[pair] = float(json.loads((entry / "drop.json").read_text()))
     return found
 
 

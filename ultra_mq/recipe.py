@@ -179,7 +179,7 @@ def make_recipe(document: dict[str, Any], overrides: list[str] | None = None, wh
         BudgetError: The bits of a variant are outside (0, 16].
     """
     for override in overrides or []:
-        _override(document, override)
+        apply_override(document, override)
     recipe = validate(TypeAdapter(Recipe), document, where, RecipeError)
     for variant in recipe.variants:
         if variant.bits is not None:
@@ -193,7 +193,12 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     write_text(path, yaml.safe_dump(document, sort_keys=False, width=120))
 
 
-def _override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Put one ``key=value`` into a document; the value is YAML, nested keys have dots.
+
+    Raises:
+        RecipeError: It is no override, or goes into a single value.
+    """
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"'{override}' is not an override. Write key=value, for example imgsz=640.")

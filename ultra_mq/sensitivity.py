@@ -173,12 +173,12 @@ def _output_loss(seed: int) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
         return (signs * value).sum()
 
     def loss(output: Any, batch: dict[str, Any]) -> torch.Tensor:
-        return torch.stack([project(value) for value in visible_outputs(output, output)]).sum()
+        return torch.stack([project(value) for value in visible_outputs(output)]).sum()
 
     return loss
 
 
-def visible_outputs(output: Any, reference: Any) -> list[torch.Tensor]:
+def visible_outputs(output: Any) -> list[torch.Tensor]:
     """Outputs in units of what a user sees, so that squared changes of all of them can be added.
 
     These are class probabilities and, weighted with the anchor's confidence since empty anchors are never seen: box
@@ -186,21 +186,20 @@ def visible_outputs(output: Any, reference: Any) -> list[torch.Tensor]:
     angles in units of their own spread.
 
     Args:
-        output: What the model returns in eval mode.
-        reference: What the float model returns; weights and units are taken from it, without gradient.
+        output: What the model returns in eval mode; weights and units are taken without gradient.
     """
-    raw, base = output[1], reference[1]
+    raw = output[1]
     if not isinstance(raw, dict):  # a classifier's logits
         return [raw.softmax(1)]
-    confidence = base["scores"].detach().sigmoid().amax(1, keepdim=True)
+    confidence = raw["scores"].detach().sigmoid().amax(1, keepdim=True)
     boxes = raw["boxes"]
     if boxes.shape[1] > 4:
         boxes = boxes.view(len(boxes), 4, -1, boxes.shape[2]).softmax(2).flatten(1, 2)
     found = [raw["scores"].sigmoid(), boxes * confidence]
     extra = [name for name in ("mask_coefficient", "kpts", "angle") if name in raw]
-    found += [raw[name] / base[name].detach().std() * confidence for name in extra]
+    found += [raw[name] / raw[name].detach().std() * confidence for name in extra]
     if "proto" in raw:
         # A mask is coefficients times prototypes: both sides count as much, however many pixels there are.
         weight = (confidence.square().sum() * raw["mask_coefficient"].shape[1] / raw["proto"].numel()).sqrt()
-        found.append(raw["proto"] / base["proto"].detach().std() * weight)
+        found.append(raw["proto"] / raw["proto"].detach().std() * weight)
     return found
