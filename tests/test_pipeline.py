@@ -88,7 +88,7 @@ def test_the_report_reads_well(report):
 
 
 def test_the_resolved_recipe_reproduces_the_run(report, monkeypatch):
-    monkeypatch.setattr(stages, "measure_sensitivity", lambda *a, **k: pytest.fail("scores come from the cache"))
+    monkeypatch.setattr(stages, "measure_perturbation", lambda *a, **k: pytest.fail("scores come from the cache"))
     monkeypatch.setattr(stages, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
     again = run_recipe(load_recipe(report.folder / "recipe.yaml"))
     assert again.folder != report.folder

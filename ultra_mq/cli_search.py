@@ -43,7 +43,7 @@ def sensitivity(
 
     from rich.table import Table
 
-    from ultra_mq.layer_table import make_layer_table, table_cells, write_layer_table
+    from ultra_mq.layer_table import CONSOLE_COLUMNS, make_layer_table, table_cells, write_layer_table
     from ultra_mq.pipeline import make_run_folder
     from ultra_mq.plan import check_bits
     from ultra_mq.probing import learn_latency
@@ -68,12 +68,12 @@ def sensitivity(
         return
     for title, rows in (("Blocks", table.blocks), ("Layers", table.layers[:limit])):
         shown = Table(title=f"{title}, the most sensitive first", title_justify="left")
-        headings, cells = table_cells(rows)
+        headings, cells = table_cells(rows, CONSOLE_COLUMNS)
         for heading in headings:
-            text = heading in ("layer", "block", "format", "action")
-            shown.add_column(heading, justify="left" if text else "right", overflow="fold")
+            words = heading in ("layer", "action")
+            shown.add_column(heading.replace("parameters", "par."), justify="left" if words else "right")
         for line in cells:
-            shown.add_row(*line)
+            shown.add_row(line[0].removesuffix(".conv"), *line[1:])
         console.print(shown)
     if table.rank_correlation is not None:
         console.print(

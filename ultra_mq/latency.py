@@ -66,7 +66,7 @@ class LatencyModel:
         sizes: Layer to the elements of its result, in millions.
         quantize_ms: Price of a border from float to quantized: milliseconds a pass, and a million elements.
         dequantize_ms: The same from quantized to float.
-        observed: Predicted and measured milliseconds of every probe.
+        observed: Predicted and measured milliseconds of every probe; a mixture is predicted by a fit without it.
     """
 
     runtime: dict[str, str]
@@ -136,17 +136,31 @@ def fit_latency(
 
 
 def fit_borders(latency: LatencyModel, probes: Sequence[Probe]) -> LatencyModel:
-    """Fit the prices of borders to measured models."""
+    """Fit the prices of borders to measured models, and predict each one from the others."""
     from scipy.optimize import nnls
 
     free = replace(latency, quantize_ms=(0.0, 0.0), dequantize_ms=(0.0, 0.0))
     borders = np.array([free.borders(probe.choice) for probe in probes])
-    beyond = np.array([probe.latency_ms - free.predict(probe.choice) for probe in probes])
-    prices = nnls(borders, beyond)[0]
-    fitted = replace(
-        free, quantize_ms=(float(prices[0]), float(prices[1])), dequantize_ms=(float(prices[2]), float(prices[3]))
+    measured = np.array([probe.latency_ms for probe in probes])
+    layers = np.array([free.predict(probe.choice) for probe in probes])
+
+    def prices(among: np.ndarray) -> np.ndarray:
+        found: np.ndarray = nnls(borders[among], (measured - layers)[among])[0]
+        return found
+
+    everyone = np.ones(len(probes), bool)
+    quantize, quantize_size, dequantize, dequantize_size = map(float, prices(everyone))
+    observed = []
+    for index in range(len(probes)):
+        others = everyone.copy()
+        others[index] = False
+        observed.append((float(layers[index] + borders[index] @ prices(others)), float(measured[index])))
+    return replace(
+        free,
+        quantize_ms=(quantize, quantize_size),
+        dequantize_ms=(dequantize, dequantize_size),
+        observed=tuple(observed),
     )
-    return replace(fitted, observed=tuple((fitted.predict(probe.choice), probe.latency_ms) for probe in probes))
 
 
 def find_owners(flow: tuple[Op, ...], layers: Sequence[str]) -> dict[str, str]:

@@ -160,9 +160,13 @@ COLUMNS = {
 """Fields of a row that stand in tables, with their headings."""
 
 
-def table_cells(rows: Sequence[LayerRow]) -> tuple[list[str], list[list[str]]]:
+CONSOLE_COLUMNS = ("name", "score_percent", "parameters_percent", "time_percent", "gain_percent", "drop", "action")
+"""Fields that fit a terminal of 80 characters."""
+
+
+def table_cells(rows: Sequence[LayerRow], columns: Sequence[str] = tuple(COLUMNS)) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells; columns without any value are left out."""
-    shown = [name for name in COLUMNS if any(getattr(row, name) not in (None, "", 0.0) for row in rows)]
+    shown = [name for name in columns if any(getattr(row, name) not in (None, "", 0.0) for row in rows)]
     return [COLUMNS[name] for name in shown], [[_cell(getattr(row, name)) for name in shown] for row in rows]
 
 

@@ -174,7 +174,7 @@ def _ptq_variant(session: Session, run: Path, folder: Path, variant: Variant, re
 
 def _time_all(session: Session, folder: Path, results: list[VariantResult]) -> list[VariantResult]:
     settings = session.recipe.bench
-    if not settings.rounds:
+    if not settings.rounds or session.recipe.runtime == "tensorrt":
         return results
     with session.stage("Time"):
         runtime: CpuRuntime = "openvino" if session.recipe.runtime == "openvino" else "onnxruntime"

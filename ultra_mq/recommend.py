@@ -158,7 +158,7 @@ def _costs(report: Report) -> tuple[Unit, dict[str, float]]:
     if len(engines) > 1:
         return "ms", engines
     recipe = report.recipe
-    if recipe.cost_model == "latency" or recipe.runtime in ("onnxruntime", "openvino"):
+    if not engines and (recipe.cost_model == "latency" or recipe.runtime in ("onnxruntime", "openvino")):
         return "ms", {r.name: r.latency.p50_ms for r in report.variants if r.latency}
     return "bits", {r.name: r.plan.bits for r in report.variants if r.plan}
 

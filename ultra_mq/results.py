@@ -110,6 +110,8 @@ class Report:
             entry = asdict(variant)
             for accuracy in (entry["accuracy"], entry["engine_accuracy"] or {}):
                 accuracy.pop("detections", None)
+            if variant.search:
+                entry["search"]["rank_correlation"] = variant.search.rank_correlation
             for step in (*(entry["search"] or {}).get("steps", ()), (entry["search"] or {}).get("chosen", {})):
                 step.pop("plan", None)
             entry["engine_mismatches"] = variant.engine_mismatches

@@ -54,7 +54,8 @@ class Search:
         met: Whether it meets every budget; where none does it is the nearest.
         findings: What the user should know, in sentences.
         evaluations: Plans whose accuracy was measured, without the float model.
-        predictions: Name of a step to predicted and measured milliseconds.
+        predictions: Name of a plan to predicted and measured milliseconds, probes among them; none was predicted from
+            its own measurement, but for the uniform ones.
     """
 
     budgets: dict[str, float]
@@ -68,6 +69,19 @@ class Search:
     findings: tuple[str, ...]
     evaluations: int
     predictions: dict[str, tuple[float, float]]
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's, of predicted and measured latencies; None below three plans."""
+        from scipy.stats import spearmanr
+
+        pairs = list(self.predictions.values())
+        return float(spearmanr(*zip(*pairs, strict=True))[0]) if len(pairs) > 2 else None
+
+    @property
+    def largest_error(self) -> float:
+        """Largest error of a predicted latency, as a share of the measured one."""
+        return max((abs(predicted / measured - 1) for predicted, measured in self.predictions.values()), default=0.0)
 
 
 def find_plan(session: Session, variant: Variant) -> PrecisionPlan:
@@ -111,7 +125,7 @@ def search(session: Session, variant: Variant) -> Search:
         met=met,
         findings=(*findings, *_explain(verifier, chosen, met)),
         evaluations=sum(step.drop is not None and step.name != FLOAT_STEP for step in steps),
-        predictions=verifier.predictions,
+        predictions={**_probe_predictions(verifier), **verifier.predictions},
     )
 
 
@@ -221,6 +235,11 @@ def _fit_into_latency(verifier: Verifier) -> None:
         if found is None or budget is None or not reachable or found.p50_ms <= budget:
             return
         correction *= 0.99 * budget / found.p50_ms
+
+
+def _probe_predictions(verifier: Verifier) -> dict[str, tuple[float, float]]:
+    observed = verifier.choices.latency.observed if verifier.choices.latency else ()
+    return {f"probe {number}": pair for number, pair in enumerate(observed, start=1)}
 
 
 def _choose(verifier: Verifier) -> tuple[Step, bool]:

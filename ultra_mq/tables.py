@@ -62,8 +62,8 @@ def advice(report: Report) -> list[str]:
     """What to do next, from what was measured."""
     mixed = [variant for variant in report.variants[1:] if variant.plan and variant.plan.quantized]
     lines = [
-        f"{variant.name} is slower than FP32 on this CPU with ONNX Runtime ({variant.latency.speedup:.2f}x): "
-        f"INT8 pays where the runtime fuses Q/DQ, as TensorRT does. Do not deploy it here."
+        f"{variant.name} is slower than FP32 on this CPU with {variant.latency.runtime['runtime']} "
+        f"({variant.latency.speedup:.2f}x): INT8 pays where the runtime fuses Q/DQ. Do not deploy it here."
         for variant in mixed
         if variant.latency and variant.latency.speedup < 1
     ]
@@ -73,6 +73,8 @@ def advice(report: Report) -> list[str]:
         higher = next((row for row in report.outlook if row[0] > reached + 0.25), None)
         if higher and (best.accuracy.agreement or 0.0) < GOOD_AGREEMENT:
             now = min(report.outlook, key=lambda row: abs(row[0] - reached))
+            if now[1] == higher[1]:
+                return lines
             lines.append(
                 f"For boxes closer to the float model: --bits {higher[0]:g} keeps {now[1] - higher[1]} more layers in "
                 f"float and takes the predicted loss from {now[2]:.0f} to {higher[2]:.0f} % of quantizing everything."
