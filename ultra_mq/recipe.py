@@ -131,7 +131,7 @@ class Recipe(Strict):
         min_length=1,
         description="Models to make and compare.",
     )
-    criteria: Criteria | None = Field(None, description="When a model is good enough.")
+    criteria: Criteria = Field(Criteria(), description="When a model is good enough.")
     pick: Literal["knee", "fastest-within-drop"] = Field(
         "fastest-within-drop",
         description="Which model the report recommends among those that meet the criteria: the fastest, or the knee of "

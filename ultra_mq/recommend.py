@@ -65,7 +65,7 @@ def recommend(report: Report) -> Recommendation | None:
     """Choose among the variants of a report; None where there is nothing to choose from."""
     recipe = report.recipe
     labelled = report.reference.accuracy.map50_95 is not None
-    criteria = recipe.criteria or Criteria()
+    criteria = recipe.criteria
     metric: Metric = criteria.metric or ("map" if labelled else "agreement")
     unit, costs = _costs(report)
     results = [result for result in report.variants if result.name in costs]

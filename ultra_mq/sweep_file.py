@@ -76,9 +76,9 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> Sweep:
     try:
         document = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(f"Sweep '{path}' cannot be read: {error}. See docs/search.md for the format.") from error
+        raise SweepError(f"Sweep '{path}' cannot be read: {error}. See docs/budgets.md for the format.") from error
     if not isinstance(document, dict):
-        raise SweepError(f"Sweep '{path}' is not a mapping of keys to values. See docs/search.md for the format.")
+        raise SweepError(f"Sweep '{path}' is not a mapping of keys to values. See docs/budgets.md for the format.")
     document.setdefault("name", Path(path).stem)
     for override in overrides or []:
         apply_override(document, override)
