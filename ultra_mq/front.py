@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from ultra_mq.plan import PrecisionPlan, make_plan
+from ultra_mq.plan import PrecisionPlan
 from ultra_mq.recipe import Metric, Recipe, make_recipe
 from ultra_mq.session import Session
-from ultra_mq.solve import Choices, solve_choice
-from ultra_mq.stages import counted_bits
+from ultra_mq.solve import solve_choice
 from ultra_mq.targets import find_target
-from ultra_mq.verify import open_choices
+from ultra_mq.verify import open_choices, plan_of
 
 
 def front_plans(session: Session, points: int) -> dict[str, PrecisionPlan]:
@@ -36,7 +34,7 @@ def front_plans(session: Session, points: int) -> dict[str, PrecisionPlan]:
         # The loss falls steeply at first, so that even steps would leave out where the choice is.
         limit = low + (high - low) * (number / points) ** 2
         choice = cheapest if number == 0 else solve_choice(choices, "score", {cost: limit})
-        plan = _plan(session, choices, choice or cheapest)
+        plan = plan_of(session, choices, choice or cheapest)
         key = tuple(sorted(plan.quantized.items()))
         if key not in seen:
             seen.add(key)
@@ -54,18 +52,3 @@ def front_recipe(
     if max_drop is not None or metric is not None:
         document["criteria"] = {"max_drop": max_drop, "metric": metric}
     return make_recipe(document)
-
-
-def _plan(session: Session, choices: Choices, choice: dict[str, str]) -> PrecisionPlan:
-    recipe = session.recipe
-    plan = make_plan(
-        session.model,
-        choice,
-        choices.sizes[counted_bits(recipe)],
-        budget_bits=None,
-        cost_model=recipe.cost_model,
-        scores=choices.scores,
-        data_fingerprint=session.calibration_batches(recipe.sensitivity.images).fingerprint,
-        latency=choices.latency,
-    )
-    return replace(plan, placement=recipe.placement)

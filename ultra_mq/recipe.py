@@ -15,7 +15,7 @@ from ultra_mq.files import write_text
 from ultra_mq.placement import Placement
 from ultra_mq.plan import check_bits
 from ultra_mq.ptq import PtqMethod
-from ultra_mq.schema import validate
+from ultra_mq.schema import load_document, validate
 from ultra_mq.settings import (
     BenchSettings,
     CalibrationSettings,
@@ -162,12 +162,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: The file is missing, is not YAML, or does not fit the schema.
     """
-    try:
-        document = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Recipe '{path}' cannot be read: {error}. See docs/recipes.md for the format.") from error
-    if not isinstance(document, dict):
-        raise RecipeError(f"Recipe '{path}' is not a mapping of keys to values. See docs/recipes.md for the format.")
+    document = load_document(path, "Recipe", "docs/recipes.md", RecipeError)
     return make_recipe(document, overrides, where=f"recipe '{path}'")
 
 

@@ -4,13 +4,36 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ultra_mq.errors import UltraMQError
 
 T = TypeVar("T")
+
+
+def load_document(path: str | Path, kind: str, page: str, error_class: type[UltraMQError]) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+        kind: What it is, for the message, such as ``Recipe``.
+        page: Where the format is described.
+        error_class: Error to raise.
+
+    Raises:
+        UltraMQError: ``error_class`` where the file is missing, is not YAML, or holds something else.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise error_class(f"{kind} '{path}' cannot be read: {error}. See {page} for the format.") from error
+    if not isinstance(document, dict):
+        raise error_class(f"{kind} '{path}' is not a mapping of keys to values. See {page} for the format.")
+    return document
 
 
 def validate(adapter: TypeAdapter[T], document: Any, where: str, error_class: type[UltraMQError]) -> T:

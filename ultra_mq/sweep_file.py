@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, model_validator
 
 from ultra_mq.errors import SweepError
 from ultra_mq.recipe import apply_override, make_recipe
-from ultra_mq.schema import validate
+from ultra_mq.schema import load_document, validate
 from ultra_mq.settings import Strict
 from ultra_mq.trial import MEASURES
 
@@ -73,12 +72,7 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> Sweep:
     Raises:
         SweepError: The file is missing, is not YAML, or does not fit the schema.
     """
-    try:
-        document = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(f"Sweep '{path}' cannot be read: {error}. See docs/budgets.md for the format.") from error
-    if not isinstance(document, dict):
-        raise SweepError(f"Sweep '{path}' is not a mapping of keys to values. See docs/budgets.md for the format.")
+    document = load_document(path, "Sweep", "docs/budgets.md", SweepError)
     document.setdefault("name", Path(path).stem)
     for override in overrides or []:
         apply_override(document, override)

@@ -75,19 +75,7 @@ class Verifier:
 
     def step(self, name: str, choice: Mapping[str, str]) -> Step:
         """A plan with what is predicted of it."""
-        recipe = self.session.recipe
-        plan = make_plan(
-            self.session.model,
-            choice,
-            self.choices.sizes[counted_bits(recipe)],
-            budget_bits=self.variant.bits,
-            cost_model=self.cost_model,
-            scores=self.choices.scores,
-            data_fingerprint=self.session.calibration_batches(recipe.sensitivity.images).fingerprint,
-            latency=self.choices.latency,
-            budget=self.variant.budgets,
-        )
-        plan = replace(plan, placement=recipe.placement)
+        plan = plan_of(self.session, self.choices, choice, self.variant.bits, self.variant.budgets)
         return Step(name, plan, self.choices.measure("score", choice), self.choices.measure(self.cost_model, choice))
 
     def uniform(self) -> Iterator[Step]:
@@ -179,3 +167,26 @@ def open_choices(session: Session, target: Target | None) -> Choices:
         decision_groups(session),
         learn_latency(session, target) if target else None,
     )
+
+
+def plan_of(
+    session: Session,
+    choices: Choices,
+    choice: Mapping[str, str],
+    bits: float | None = None,
+    budget: Mapping[str, float] | None = None,
+) -> PrecisionPlan:
+    """A choice of formats as a plan, with the budgets that it was made for."""
+    recipe = session.recipe
+    plan = make_plan(
+        session.model,
+        choice,
+        choices.sizes[counted_bits(recipe)],
+        budget_bits=bits,
+        cost_model=recipe.cost_model,
+        scores=choices.scores,
+        data_fingerprint=session.calibration_batches(recipe.sensitivity.images).fingerprint,
+        latency=choices.latency,
+        budget=budget,
+    )
+    return replace(plan, placement=recipe.placement)
