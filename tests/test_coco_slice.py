@@ -25,7 +25,7 @@ def document(coco_weights, coco_slice, tmp_path_factory):
     variants = [{"name": f"bits-{bits:g}", "bits": bits} for bits in BITS]
     variants.append({"name": "fp16", "precision": "fp16"})
     project = str(tmp_path_factory.mktemp("runs"))
-    scoring = {"images": 16}  # two minutes less on two cores
+    scoring = {"images": 8}  # three minutes less on two cores
     return {
         "model": str(coco_weights), "data": str(coco_slice), "project": project, "variants": variants,
         "sensitivity": scoring,

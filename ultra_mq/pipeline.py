@@ -34,6 +34,7 @@ from ultra_mq.stages import (
     score_layers,
     solve_bits,
 )
+from ultra_mq.targets import find_target
 
 OUTLOOK_BITS = (8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0, 14.0)
 TENSORRT_HINT = "TensorRT engines, which need an NVIDIA GPU; on that machine: ultra-mq build {onnx}"
@@ -60,6 +61,8 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
     plans = plans or {}
     for plan in plans.values():
         check_plan(plan, session.model)
+    if recipe.runtime != "auto":
+        find_target(session)  # a runtime that is not there is said before work starts
     runtime, not_built = find_engine_runtime(recipe)
     folder = make_run_folder(recipe)
     save_recipe(recipe, folder / "recipe.yaml")
