@@ -153,8 +153,8 @@ def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
     assert set(main.commands) == {
-        "apply", "audit", "autocast", "autoquant", "bench", "build", "calib", "compare", "doctor", "inspect", "plan",
-        "ptq", "run", "val",
+        "apply", "audit", "autocast", "autoquant", "bench", "build", "calib", "compare", "doctor", "gate", "inspect",
+        "pareto", "plan", "ptq", "run", "sensitivity", "sweep", "val",
     }  # fmt: skip
     assert all(command in out for command in main.commands)
     assert cli.__version__ in run("--version")[1]

@@ -88,7 +88,17 @@ def test_links_lead_somewhere():
 
 def test_blocks_of_the_docs_are_of_known_kinds():
     kinds = {kind for page in PAGES for kind in re.findall(r"^```(\w+)$", page.read_text(), re.MULTILINE)}
-    assert kinds <= {"bash", "python", "sh"}
+    assert kinds <= {"bash", "python", "sh", "yaml"}
+
+
+def test_examples_of_recipes_and_sweeps_are_valid(tmp_path):
+    from ultra_mq.recipe import make_recipe
+    from ultra_mq.sweep_file import load_sweep
+
+    recipe, sweep = blocks(ROOT / "docs" / "budgets.md", "yaml")
+    assert make_recipe(yaml.safe_load(recipe)).criteria.max_drop == 0.5
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    assert load_sweep(tmp_path / "sweep.yaml").trials == 40
 
 
 def test_changelog_and_version_agree():

@@ -105,4 +105,4 @@ def test_an_engine_that_was_not_run_has_dashes(results):
 
 def test_numbers():
     assert (points(0.43304), points(None), points(-1)) == ("43.30", "-", "-")
-    assert (milliseconds(0.5351), milliseconds(44.87)) == ("0.54", "44.9")
+    assert (milliseconds(0.5351), milliseconds(5.351), milliseconds(44.87)) == ("0.5351", "5.35", "44.9")

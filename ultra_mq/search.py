@@ -29,8 +29,8 @@ TIGHT = 1 / 64
 AIM = 0.9
 """Share of the allowed loss that a prediction aims at, since half of the predictions would miss it otherwise."""
 
-GUESSED_POWER = 0.5
-"""The loss grows like this power of the summed scores, which are squares of changes; replaced once two are known."""
+GUESSED_POWER = 1.0
+"""The loss grows like this power of the summed scores, which are changes; replaced once two plans are known."""
 
 CORRECTIONS = 4
 """How often a plan for a latency is corrected after it was measured."""

@@ -124,7 +124,7 @@ def points(value: float | None) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A time in milliseconds with three significant digits."""
+    """A time in milliseconds with three significant digits, four below one: engines differ there."""
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
