@@ -16,7 +16,7 @@ from ultra_mq.recipe import Recipe, Variant
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
 INTRODUCTION = """# Recipe reference
 
-Made from the models in `ultra_mq/recipe.py` by `scripts/recipe_reference.py`; do not edit.
+Made from the models in `ultra_mq/recipe.py` and `settings.py` by `scripts/recipe_reference.py`; do not edit.
 
 A recipe is a YAML file with everything a run depends on. Unknown keys are errors. On the command line, `key=value`
 overrides any key, nested ones with dots:
