@@ -149,7 +149,7 @@ def _spend_accuracy(verifier: Verifier, max_drop: float) -> list[str]:
     # One is left for a uniform plan that turns out to be faster.
     allowed = MAX_EVALUATIONS - (len(verifier.session.recipe.formats) if verifier.choices.latency else 0)
     for number in range(2, allowed + 2):
-        if not step.plan.quantized:
+        if any(step.plan.quantized == known.plan.quantized for known in verifier.steps.values()):
             break
         step = verifier.evaluate(step)
         assert step.drop is not None

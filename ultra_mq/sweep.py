@@ -192,7 +192,8 @@ def _drive(sweep: Sweep) -> Iterator[None]:
     except Timeout as error:
         raise SweepError(f"Another process drives the sweep in '{sweep.folder}'. Wait for it, or stop it.") from error
     try:
-        free = {"trials", "workers", "ray"}
+        # A storage's URL may hold a password, which is not for a file.
+        free = {"trials", "workers", "ray", "storage"}
         asked = sweep.model_dump(mode="json", exclude=free)
         kept = sweep.folder / "sweep.json"
         if kept.exists() and json.loads(kept.read_text()) != asked:
