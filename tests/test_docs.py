@@ -2,7 +2,7 @@
 """Every command and snippet of README and docs runs, as written.
 
 They name ``yolo11n.pt`` and ``coco128.yaml``; in the folder where they run, files of these names hold the model and the
-data of the offline demo. Blocks marked ``sh`` install things and belong to CI.
+data of the offline demo. Blocks marked ``sh`` install things, need a GPU or much time, or repeat a command.
 """
 
 import re

@@ -17,7 +17,7 @@ from ultra_mq.sweep import open_study, run_sweep
 from ultra_mq.sweep_file import load_sweep, trial_document, trial_folder
 from ultra_mq.trial import REQUEST, RESULT, run_trial
 
-TRIALS = int(os.environ.get("ULTRA_MQ_SWEEP_TRIALS", "6"))
+TRIALS = int(os.environ.get("ULTRA_MQ_SWEEP_TRIALS", "4"))
 
 
 @pytest.fixture
@@ -152,6 +152,6 @@ def test_killed_driver_and_killed_worker(document, tmp_path):
 def test_ray_runs_trials(document, tmp_path):
     pytest.importorskip("ray")
     ray = {"gpus_per_trial": 0, "cpus_per_trial": 1}
-    result = run_sweep(load_sweep(write(document, tmp_path, trials=2, ray=ray)))
+    result = run_sweep(load_sweep(write(document, tmp_path, trials=1, ray=ray)))
     assert not result.failed
-    assert len(results(result.sweep)) == 2
+    assert len(results(result.sweep)) == 1
