@@ -150,7 +150,7 @@ def test_killed_driver_and_killed_worker(document, tmp_path):
 
 @pytest.mark.slow
 def test_ray_runs_trials(document, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs the extra 'sweep'")
     ray = {"gpus_per_trial": 0, "cpus_per_trial": 1}
     result = run_sweep(load_sweep(write(document, tmp_path, trials=1, ray=ray)))
     assert not result.failed

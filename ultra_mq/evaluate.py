@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -126,6 +126,13 @@ def evaluate(
 def compare(accuracy: Accuracy, reference: Detections) -> Accuracy:
     """Add the agreement with the float model's detections."""
     return replace(accuracy, agreement=score_agreement(accuracy.detections, reference))
+
+
+def points_lost(accuracy: Accuracy, reference: Accuracy, metric: Literal["map", "agreement"]) -> float:
+    """Points of a metric that a model loses against the float one, which agrees with itself."""
+    if metric == "agreement":
+        return 100 * (1 - (1.0 if accuracy.agreement is None else accuracy.agreement))
+    return 100 * ((reference.map50_95 or 0.0) - (accuracy.map50_95 or 0.0))
 
 
 def check_parity(torch_accuracy: Accuracy, onnx_accuracy: Accuracy, limit: float) -> Parity:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +13,7 @@ from ultra_mq import plots
 from ultra_mq.calibrate import Calibration
 from ultra_mq.cost import layer_sizes
 from ultra_mq.evaluate import Accuracy, compare, evaluate, load_accuracy, save_accuracy
-from ultra_mq.files import atomic_path, write_text
+from ultra_mq.files import atomic_path, csv_text, write_text
 from ultra_mq.formats import FLOAT, FORMATS
 from ultra_mq.latency import LatencyModel
 from ultra_mq.plan import make_plan
@@ -287,8 +285,4 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _csv(rows: Sequence[LayerRow]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(LayerRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return buffer.getvalue()
+    return csv_text([field.name for field in fields(LayerRow)], (asdict(row).values() for row in rows))

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 from ultra_mq.calibrate import Calibration
 from ultra_mq.console import progress
 from ultra_mq.data import Batches
-from ultra_mq.errors import ModelError
 from ultra_mq.flow import trace_flow
 from ultra_mq.model import PreparedModel
 from ultra_mq.placement import Placement, place_joins
 from ultra_mq.plan import uniform_plan
 from ultra_mq.quantization import apply_plan
-from ultra_mq.sensitivity import Sensitivity
+from ultra_mq.sensitivity import Sensitivity, check_scores
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +94,11 @@ def measure_perturbation(
         }
         for layer, by_format in changes.items()
     }
-    values = [score for by_format in scores.values() for score in by_format.values()]
-    if not any(values) or not all(0 <= value < float("inf") for value in values):
-        raise ModelError(
-            f"Sensitivity scores of '{model.source}' are all zero or not finite: quantizing its layers changes "
-            f"nothing, or breaks it. Check the weights."
-        )
+    check_scores(
+        scores,
+        f"Sensitivity scores of '{model.source}' are all zero or not finite: quantizing its layers changes "
+        f"nothing, or breaks it. Check the weights.",
+    )
     return Sensitivity(loss="outputs", images=images, scores=scores, method="perturb")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ultra_mq.bench import Latency
+from ultra_mq.evaluate import points_lost
 from ultra_mq.recipe import Criteria, Metric, Recipe
 from ultra_mq.results import Report, VariantResult
 
@@ -169,9 +170,7 @@ def _latency(result: VariantResult) -> Latency | None:
 
 def _drop(report: Report, result: VariantResult, metric: Metric, unit: Unit) -> float:
     accuracy = result.engine_accuracy if unit == "ms" and result.engine_accuracy else result.accuracy
-    if metric == "agreement":
-        return 100 * (1 - (1.0 if accuracy.agreement is None else accuracy.agreement))
-    return 100 * ((report.reference.accuracy.map50_95 or 0.0) - (accuracy.map50_95 or 0.0))
+    return points_lost(accuracy, report.reference.accuracy, metric)
 
 
 def _misses(criteria: Criteria, drop: float, result: VariantResult, unit: Unit) -> tuple[str, ...]:

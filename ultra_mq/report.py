@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
 import jinja2
 
 from ultra_mq import plots
-from ultra_mq.files import atomic_path, write_text
+from ultra_mq.files import atomic_path, csv_text, write_text
 from ultra_mq.inspection import layer_times
 from ultra_mq.plan import PrecisionPlan
 from ultra_mq.recommend import Recommendation, recommend
@@ -41,9 +39,9 @@ def write_report(report: Report) -> None:
     rows = [result_row(report, variant) for variant in report.variants]
     layers = _layer_rows(report)
     write_text(folder / "results.json", json.dumps(report.to_dict(), indent=2))
-    write_text(folder / "results.csv", _csv(RESULT_COLUMNS, rows))
+    write_text(folder / "results.csv", csv_text(RESULT_COLUMNS, rows))
     layer_columns = ("layer", "INT8 score", *_layer_headings(report))
-    write_text(folder / "sensitivity.csv", _csv(("layer", "score", *layer_columns[2:]), layers))
+    write_text(folder / "sensitivity.csv", csv_text(("layer", "score", *layer_columns[2:]), layers))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ultra_mq"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -52,7 +50,7 @@ def write_report(report: Report) -> None:
     if choice:
         columns = ("name", "cost", "drop", "images_per_second", "device", "on_front")
         front = [tuple(str(getattr(candidate, name)) for name in columns) for candidate in choice.candidates]
-        write_text(folder / "pareto.csv", _csv(("model", choice.unit, *columns[2:]), front))
+        write_text(folder / "pareto.csv", csv_text(("model", choice.unit, *columns[2:]), front))
     drawn = _draw(report, planned, choice)
     engines = {
         "report": report,
@@ -140,11 +138,3 @@ def _layer_rows(report: Report) -> list[tuple[str, ...]]:
     worst = {name: max(by_format.values()) for name, by_format in scores.items()}
     order = sorted(rows, key=lambda name: (name in kept, -worst.get(name, 0.0)))
     return [(name, f"{worst[name]:.4g}" if name in worst else "", *rows[name]) for name in order]
-
-
-def _csv(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return buffer.getvalue()

@@ -103,13 +103,23 @@ def measure_sensitivity(
             method="gradient",
         )
     scores = _read_scores(state, [layer.name for layer in model.quantizable], formats)
+    check_scores(
+        scores,
+        f"Sensitivity scores of '{model.source}' are all zero or not finite; the loss has no usable gradient. "
+        f"Check the weights and the labels, or score without labels (loss=outputs).",
+    )
+    return Sensitivity(loss=loss, images=len(scoring.indices), scores=scores)
+
+
+def check_scores(scores: dict[str, dict[str, float]], message: str) -> None:
+    """Refuse scores that no plan could be made from.
+
+    Raises:
+        ModelError: They are all zero, or not finite.
+    """
     values = [score for by_format in scores.values() for score in by_format.values()]
     if not any(values) or not all(0 <= value < float("inf") for value in values):
-        raise ModelError(
-            f"Sensitivity scores of '{model.source}' are all zero or not finite; the loss has no usable gradient. "
-            f"Check the weights and the labels, or score without labels (loss=outputs)."
-        )
-    return Sensitivity(loss=loss, images=len(scoring.indices), scores=scores)
+        raise ModelError(message)
 
 
 def _set_ranges(network: nn.Module, name: str, calibration: Calibration) -> None:

@@ -59,9 +59,10 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     """
     with _drive(sweep), quiet_optuna():
         study = open_study(sweep)
-        executor: Executor = LocalExecutor(sweep.workers)
-        if sweep.ray:
-            executor = RayExecutor(sweep.ray.address, sweep.ray.gpus_per_trial, sweep.ray.cpus_per_trial)
+        ray = sweep.ray
+        executor: Executor = (
+            RayExecutor(ray.address, ray.gpus_per_trial, ray.cpus_per_trial) if ray else LocalExecutor(sweep.workers)
+        )
         try:
             _run_trials(sweep, study, executor)
         finally:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultra_mq.files import atomic_path, write_text
+from ultra_mq.files import atomic_path, csv_text, write_text
 from ultra_mq.sweep import SweepResult, quiet_optuna
 from ultra_mq.sweep_file import trial_folder
 
@@ -64,13 +62,9 @@ def _finished(result: SweepResult) -> list[optuna.trial.FrozenTrial]:
 
 
 def _csv(result: SweepResult) -> str:
-    objectives, space = result.sweep.objectives, list(result.sweep.space)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["trial", *objectives, *space])
-    for trial in _finished(result):
-        writer.writerow([trial.number, *trial.values, *(trial.params.get(key) for key in space)])
-    return buffer.getvalue()
+    space = list(result.sweep.space)
+    rows = ([trial.number, *trial.values, *(trial.params.get(key) for key in space)] for trial in _finished(result))
+    return csv_text(["trial", *result.sweep.objectives, *space], rows)
 
 
 def _draw(result: SweepResult) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from ultra_mq.bench import Bench
 from ultra_mq.cost import BITS_MODELS, CostModel, layer_sizes
 from ultra_mq.errors import BudgetError
-from ultra_mq.evaluate import Accuracy, compare
+from ultra_mq.evaluate import Accuracy, compare, points_lost
 from ultra_mq.plan import PrecisionPlan, make_plan, uniform_plan
 from ultra_mq.probing import learn_latency
 from ultra_mq.recipe import Metric, Variant
@@ -88,11 +88,7 @@ class Verifier:
         """Measure the loss of a plan on the target."""
         label = f"Evaluating {step.name}"
         found = compare(evaluate_plan(self.session, step.plan, self.target, label), self.reference.detections)
-        if self.metric == "agreement":
-            drop = 100 * (1 - (found.agreement or 0.0))
-        else:
-            drop = 100 * ((self.reference.map50_95 or 0.0) - (found.map50_95 or 0.0))
-        return self._keep(replace(step, drop=drop))
+        return self._keep(replace(step, drop=points_lost(found, self.reference, self.metric)))
 
     def time(self, steps: list[Step]) -> Bench:
         """Time plans side by side, float first; the figures of the last comparison stand."""
