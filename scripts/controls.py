@@ -12,13 +12,14 @@ import argparse
 import random
 from pathlib import Path
 
-from ultra_mq.api import autoquant_recipe
-from ultra_mq.cost import layer_sizes
-from ultra_mq.evaluate import compare, evaluate
-from ultra_mq.files import write_text
-from ultra_mq.plan import PrecisionPlan, make_plan
-from ultra_mq.session import Session, open_session, torch_device
-from ultra_mq.stages import plan_variant, quantize_model
+from ultra_mq.core.files import write_text
+from ultra_mq.jobs.api import autoquant_recipe
+from ultra_mq.measure.accuracy import compare
+from ultra_mq.measure.evaluation import evaluate
+from ultra_mq.plan.cost import layer_sizes
+from ultra_mq.plan.precision_plan import PrecisionPlan, make_plan
+from ultra_mq.session.session import Session, open_session, torch_device
+from ultra_mq.session.stages import plan_variant, quantize_model
 
 
 def main() -> None:

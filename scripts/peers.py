@@ -16,15 +16,16 @@ from typing import get_args
 
 import numpy as np
 
-from ultra_mq.api import autoquant_recipe
-from ultra_mq.backends.onnxruntime import OnnxRuntime
-from ultra_mq.evaluate import compare, evaluate
-from ultra_mq.export import export_onnx
-from ultra_mq.files import write_text
-from ultra_mq.plan import uniform_plan
-from ultra_mq.ptq import PtqMethod, PtqSettings, ptq
-from ultra_mq.session import open_session
-from ultra_mq.stages import quantize_model
+from ultra_mq.core.files import write_text
+from ultra_mq.graph.export import export_onnx
+from ultra_mq.graph.onnx_ptq import PtqMethod, PtqSettings, ptq
+from ultra_mq.jobs.api import autoquant_recipe
+from ultra_mq.measure.accuracy import compare
+from ultra_mq.measure.evaluation import evaluate
+from ultra_mq.plan.precision_plan import uniform_plan
+from ultra_mq.runtimes.onnxruntime import OnnxRuntime
+from ultra_mq.session.session import open_session
+from ultra_mq.session.stages import quantize_model
 
 
 def main() -> None:

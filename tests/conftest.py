@@ -42,43 +42,43 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(weights):
-    from ultra_mq.model import load_model
+    from ultra_mq.prepare.model import load_model
 
     return load_model(weights)
 
 
 @pytest.fixture(scope="session")
 def data(shapes, model):
-    from ultra_mq.data import load_data
+    from ultra_mq.prepare.data import load_data
 
     return load_data(shapes, IMGSZ, model.stride)
 
 
 @pytest.fixture(scope="session")
 def batches(data):
-    from ultra_mq.data import Batches
+    from ultra_mq.prepare.data import Batches
 
     return Batches(data.calibration, list(range(8)), batch=4)
 
 
 @pytest.fixture(scope="session")
 def calibration(model, batches):
-    from ultra_mq.calibrate import calibrate
+    from ultra_mq.quantization.ranges import calibrate
 
     return calibrate(model, batches)
 
 
 @pytest.fixture(scope="session")
 def sensitivity(model, calibration, batches):
-    from ultra_mq.sensitivity import measure_sensitivity
+    from ultra_mq.plan.gradient import measure_sensitivity
 
     return measure_sensitivity(model, calibration, batches, "outputs")
 
 
 @pytest.fixture(scope="session")
 def plan(model, sensitivity):
-    from ultra_mq.cost import layer_sizes
-    from ultra_mq.solve import solve_plan
+    from ultra_mq.plan.cost import layer_sizes
+    from ultra_mq.plan.solve import solve_plan
 
     return solve_plan(model, sensitivity, layer_sizes(model, "weights", IMGSZ), 10)
 
@@ -86,7 +86,7 @@ def plan(model, sensitivity):
 @pytest.fixture(scope="session")
 def quantized(model, plan, calibration):
     """Module of ``plan``; copy it before changing it."""
-    from ultra_mq.quantization import apply_plan
+    from ultra_mq.quantization.apply import apply_plan
 
     return apply_plan(model, plan, calibration)
 
@@ -94,14 +94,14 @@ def quantized(model, plan, calibration):
 @pytest.fixture(scope="session")
 def qdq(quantized, tmp_path_factory):
     """Q/DQ graph of ``quantized``."""
-    from ultra_mq.export import export_onnx
+    from ultra_mq.graph.export import export_onnx
 
     return export_onnx(quantized, tmp_path_factory.mktemp("onnx") / "qdq.onnx", IMGSZ)
 
 
 @pytest.fixture(scope="session")
 def qdq_fp16(qdq, batches, tmp_path_factory):
-    from ultra_mq.export import convert_to_fp16
+    from ultra_mq.graph.autocast import convert_to_fp16
 
     image = next(iter(batches))["img"][:1].numpy()
     return convert_to_fp16(qdq.path, tmp_path_factory.mktemp("onnx") / "fp16.onnx", image)
@@ -139,8 +139,8 @@ def stand_in(monkeypatch):
 
 @pytest.fixture(scope="session")
 def needs_rtx():
-    from ultra_mq.backends.engine import BuildSettings, find_runtime
-    from ultra_mq.errors import BackendError
+    from ultra_mq.core.errors import BackendError
+    from ultra_mq.runtimes.engine import BuildSettings, find_runtime
 
     try:
         find_runtime(BuildSettings(target="rtx"))

@@ -6,13 +6,13 @@ import pytest
 from ultralytics import YOLO
 
 import ultra_mq
-from ultra_mq.evaluate import compare
-from ultra_mq.lint import quantized_layers
-from ultra_mq.pipeline import run_recipe
-from ultra_mq.ptq import PtqSettings, ptq, save_calibration
-from ultra_mq.recipe import make_recipe
-from ultra_mq.session import open_session
-from ultra_mq.stages import evaluate_onnx
+from ultra_mq.graph.lint import quantized_layers
+from ultra_mq.graph.onnx_ptq import PtqSettings, ptq, save_calibration
+from ultra_mq.jobs.pipeline import run_recipe
+from ultra_mq.measure.accuracy import compare
+from ultra_mq.session.recipe import make_recipe
+from ultra_mq.session.session import open_session
+from ultra_mq.session.stages import evaluate_onnx
 
 pytestmark = [pytest.mark.coco, pytest.mark.slow]
 

@@ -58,7 +58,7 @@ def inside(folder, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, inside):
-    from ultra_mq.cli import main
+    from ultra_mq.cli.main import main
 
     program, *arguments = shlex.split(command)
     assert program == "ultra-mq"
@@ -92,8 +92,8 @@ def test_blocks_of_the_docs_are_of_known_kinds():
 
 
 def test_examples_of_recipes_and_sweeps_are_valid(tmp_path):
-    from ultra_mq.recipe import make_recipe
-    from ultra_mq.sweep_file import load_sweep
+    from ultra_mq.jobs.sweep.sweep_file import load_sweep
+    from ultra_mq.session.recipe import make_recipe
 
     recipe, sweep = blocks(ROOT / "docs" / "budgets.md", "yaml")
     assert make_recipe(yaml.safe_load(recipe)).criteria.max_drop == 0.5

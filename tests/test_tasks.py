@@ -8,16 +8,17 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from ultra_mq.audit import audit_graph
-from ultra_mq.backends.engine import BuildSettings, find_runtime
-from ultra_mq.backends.tensorrt_build import build_engine
-from ultra_mq.calibrate import calibrate
-from ultra_mq.export import export_onnx, read_metadata
-from ultra_mq.lint import quantized_layers
-from ultra_mq.model import prepare_model
-from ultra_mq.plan import uniform_plan
-from ultra_mq.quantization import apply_plan
-from ultra_mq.sensitivity import measure_sensitivity
+from ultra_mq.graph.audit import audit_graph
+from ultra_mq.graph.export import export_onnx
+from ultra_mq.graph.lint import quantized_layers
+from ultra_mq.graph.onnx_file import read_metadata
+from ultra_mq.plan.gradient import measure_sensitivity
+from ultra_mq.plan.precision_plan import uniform_plan
+from ultra_mq.prepare.model import prepare_model
+from ultra_mq.quantization.apply import apply_plan
+from ultra_mq.quantization.ranges import calibrate
+from ultra_mq.runtimes.engine import BuildSettings, find_runtime
+from ultra_mq.runtimes.tensorrt_builder import build_engine
 
 FAMILIES = ("yolov8n", "yolo11n", "yolo12n", "yolo26n")
 TASKS = ("", "-seg", "-pose", "-obb", "-cls")

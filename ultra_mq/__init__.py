@@ -8,13 +8,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultra_mq.api import autoquant, callback, load, quantize
-    from ultra_mq.errors import UltraMQError
-    from ultra_mq.pipeline import run_recipe
+    from ultra_mq.core import UltraMQError
+    from ultra_mq.jobs import autoquant, callback, load, quantize, run_recipe
     from ultra_mq.plan import PrecisionPlan, load_plan, save_plan
-    from ultra_mq.recipe import Recipe, load_recipe
-    from ultra_mq.results import Report
-    from ultra_mq.training import QAT
+    from ultra_mq.quantization import QAT
+    from ultra_mq.report import Report
+    from ultra_mq.session import Recipe, load_recipe
 
 __version__ = version("ultra-mq")
 
@@ -36,18 +35,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "QAT": "training",
+    "QAT": "quantization",
     "PrecisionPlan": "plan",
-    "Recipe": "recipe",
-    "Report": "results",
-    "UltraMQError": "errors",
-    "autoquant": "api",
-    "callback": "api",
-    "load": "api",
+    "Recipe": "session",
+    "Report": "report",
+    "UltraMQError": "core",
+    "autoquant": "jobs",
+    "callback": "jobs",
+    "load": "jobs",
     "load_plan": "plan",
-    "load_recipe": "recipe",
-    "quantize": "api",
-    "run_recipe": "pipeline",
+    "load_recipe": "session",
+    "quantize": "jobs",
+    "read_record": "quantization",  # named by checkpoints, see quantization/record.py
+    "run_recipe": "jobs",
     "save_plan": "plan",
 }
 

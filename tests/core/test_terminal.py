@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import logging
+import sys
+import warnings
+
+from ultralytics.utils import LOGGER
+
+from ultra_mq.core.terminal import quiet, track, warn
+
+
+def test_quiet_silences_libraries_and_keeps_their_warnings(capsys):
+    with quiet() as messages:
+        print("library chatter")
+        print("more of it", file=sys.stderr)
+        LOGGER.info("information")
+        LOGGER.warning("NMS time limit exceeded")
+        warnings.warn("a warning", stacklevel=1)
+        with quiet():
+            pass
+        LOGGER.info("still quiet")
+    assert messages == ["NMS time limit exceeded"]
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_quiet_restores_logging():
+    logging.disable(logging.DEBUG)
+    try:
+        handlers = [handler.level for handler in LOGGER.handlers]
+        with quiet():
+            pass
+        assert logging.root.manager.disable == logging.DEBUG
+        assert [handler.level for handler in LOGGER.handlers] == handlers
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_progress_is_seen_while_libraries_are_quiet(capsys):
+    with quiet():
+        assert list(track([1, 2, 3], "Counting", 3)) == [1, 2, 3]
+    assert "Counting" in capsys.readouterr().err
+
+
+def test_a_warning_is_printed_as_it_is(capsys):
+    warn("layers [a, b] are [bold]odd[/]")
+    assert "Warning: layers [a, b] are [bold]odd[/]" in capsys.readouterr().err

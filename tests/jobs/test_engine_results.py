@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A run that builds, proves and times engines, on the stand-in of tests/fake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ultra_mq.core.errors import BackendError
+from ultra_mq.jobs.api import compare_recipe
+from ultra_mq.jobs.pipeline import run_recipe
+from ultra_mq.plan.precision_plan import load_plan
+
+LAYER, NODE = "model.2.cv2.conv", "/model.2/cv2/conv/Conv"
+
+
+@pytest.fixture(autouse=True)
+def no_engines_of_other_tests(cache_folder):
+    shutil.rmtree(cache_folder / "engine", ignore_errors=True)
+
+
+@pytest.fixture
+def recipe(weights, shapes, tmp_path):
+    settings = {
+        "data": str(shapes),
+        "imgsz": 160,
+        "project": str(tmp_path),
+        "calibration": {"images": 8, "bias_correction": 4},
+        "evaluation": {"parity": False},
+        "bench": {"rounds": 2, "runs": 2, "engine_runs": 100},
+        "engine": {"target": "tensorrt"},
+    }
+    return compare_recipe(weights, [], settings)
+
+
+@pytest.fixture
+def short(recipe):
+    """The same with uniform INT8 alone."""
+    return recipe.model_copy(update={"variants": recipe.variants[1:2]})
+
+
+def test_engines_are_proven_and_repaired(stand_in, recipe):
+    stand_in(f"refuse={NODE}")
+    report = run_recipe(recipe)
+    fp32, fp16, int8, ptq = report.variants
+    assert fp32.engine is None
+    for variant in (fp16, int8, ptq):
+        assert variant.engine_error is None
+        assert variant.engine_accuracy.map50_95 > 0.3
+        assert variant.engine_latency.samples == 200
+        assert variant.engine_latency.p50_ms > 0
+    # The stand-in runs the very graph it was given.
+    for variant in (int8, ptq):
+        assert variant.engine_agreement == 1
+        assert variant.engine_accuracy.map50_95 == variant.accuracy.map50_95
+    assert fp16.engine_latency.speedup == 1
+    assert int8.engine.repaired == ptq.engine.repaired == (LAYER,)
+    assert int8.onnx == "int8/shapes-yolo11n-int8-repaired.onnx"
+    saved = load_plan(report.folder / "int8" / "plan.yaml")
+    assert {layer.name for layer in saved.layers if layer.why == "repaired"} == {LAYER}
+    assert 8 < saved.bits < 8.1
+    assert sum("TensorRT cannot build them" in warning for warning in report.warnings) == 2
+    folder = report.folder
+    results = json.loads((folder / "results.json").read_text())
+    assert results["variants"][2]["engine"]["repaired"] == [LAYER]
+    assert "detections" not in results["variants"][2]["engine_accuracy"]
+    page = (folder / "results-shapes-yolo11n-trt-shapes.md").read_text()
+    assert all(f"| {variant.name} | TensorRT 8.6.0, Stand-in GPU |" in page for variant in (fp16, int8, ptq))
+    assert "loss to FP16" in page
+    assert (folder / "pareto.png").stat().st_size > 10_000
+    assert "Left in float because the builder failed on them: model.2.cv2.conv" in (folder / "report.md").read_text()
+    assert (folder / "sensitivity.csv").read_text().splitlines()[0].count("executed") == 2
+
+
+def test_a_second_run_builds_nothing(stand_in, short):
+    first = run_recipe(short)
+    stand_in("crash-build")
+    again = run_recipe(short)
+    assert "Build" in first.seconds
+    assert "Build" not in again.seconds
+    assert again.variants[1].engine_error is None
+    assert again.variants[1].engine.path.parent == again.folder
+    assert again.variants[1].engine.layers == first.variants[1].engine.layers
+
+
+def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):
+    stand_in("crash-build")
+    report = run_recipe(short)
+    for variant in report.variants[1:]:
+        assert "signal 11 during 'build'" in variant.engine_error
+        assert variant.engine is None
+        assert variant.accuracy.map50_95 > 0.3
+    text = (report.folder / "report.md").read_text()
+    assert "Failed: int8: The TensorRT worker was ended by signal 11" in text
+    assert not list(Path(report.folder).rglob("*.engine"))
+
+
+def test_an_engine_that_dies_when_it_runs(stand_in, short, monkeypatch):
+    from ultra_mq.runtimes.backend import tensorrt_build
+
+    # The inspector runs the engine too; here the engine shall die in the validator.
+    monkeypatch.setattr(tensorrt_build, "read_layers", lambda *_: ())
+    stand_in("crash-run")
+    report = run_recipe(short)
+    for variant in report.variants[1:]:
+        assert "signal 11 during 'infer'" in variant.engine_error
+        assert variant.engine.path.exists()
+        assert variant.engine_latency is None
+
+
+def test_an_engine_that_computes_something_else_is_not_recommended(stand_in, short, monkeypatch):
+    from ultra_mq.runtimes.tensorrt import TensorRt
+
+    honest = TensorRt.infer
+    monkeypatch.setattr(TensorRt, "infer", lambda self, batch: [0.7 * output for output in honest(self, batch)])
+    report = run_recipe(short)
+    assert report.variants[1].engine_agreement < 0.9
+    assert any("int8: the engine agrees with its ONNX file at" in warning for warning in report.warnings)
+
+
+def test_a_target_that_is_missing_is_said_before_anything_is_written(short, tmp_path):
+    engine = short.engine.model_copy(update={"trt_python": "/nowhere/python"})
+    with pytest.raises(BackendError, match="Cannot start '/nowhere/python'"):
+        run_recipe(short.model_copy(update={"engine": engine}))
+    assert list(tmp_path.iterdir()) == []

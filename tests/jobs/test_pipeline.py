@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ultra_mq.core.cache import Cache
+from ultra_mq.core.errors import BackendError, DataError, ParityError, PlanError, RunFolderError
+from ultra_mq.graph.lint import Fault
+from ultra_mq.graph.onnx_file import Graph
+from ultra_mq.jobs import engine_results as engines
+from ultra_mq.jobs import pipeline
+from ultra_mq.jobs.pipeline import run_recipe
+from ultra_mq.plan.precision_plan import load_plan
+from ultra_mq.session import stages
+from ultra_mq.session.recipe import load_recipe, make_recipe
+
+VARIANTS = [
+    {"name": "fp16", "precision": "fp16"},
+    {"name": "int8", "precision": "int8"},
+    {"name": "mixed", "precision": "mixed", "bits": 10},
+]
+
+
+@pytest.fixture(scope="module")
+def settings(weights, shapes):
+    return {
+        "model": str(weights),
+        "data": str(shapes),
+        "imgsz": 160,
+        "calibration": {"images": 8, "bias_correction": 4},
+        "sensitivity": {"images": 8},
+        "bench": {"rounds": 2, "runs": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def report(settings, tmp_path_factory):
+    project = tmp_path_factory.mktemp("runs")
+    return run_recipe(make_recipe({**settings, "project": str(project), "variants": VARIANTS}))
+
+
+def test_every_variant_is_proven(report):
+    fp32, fp16, int8, mixed = report.variants
+    assert fp32.accuracy.agreement is None
+    assert fp16.accuracy.agreement > 0.97
+    assert 0.5 < int8.accuracy.agreement <= mixed.accuracy.agreement + 0.02
+    assert (int8.plan.bits, mixed.plan.bits) == (8, pytest.approx(10, abs=0.02))
+    for variant in (int8, mixed):
+        assert variant.parity.holds
+        assert variant.latency.samples == 4
+        assert variant.engine_mismatches == []
+    assert fp32.latency.speedup == 1
+
+
+def test_files_of_the_run_folder(report):
+    names = {str(path.relative_to(report.folder)) for path in report.folder.rglob("*") if path.is_file()}
+    stem = "shapes-yolo11n"
+    assert {
+        "recipe.yaml", "report.md", "report.html", "results.json", "results.csv", "sensitivity.csv", "sensitivity.png",
+        "accuracy.png", f"{stem}-fp32.onnx", f"fp16/{stem}-fp16-fp16.onnx", f"int8/{stem}-int8.onnx",
+        f"mixed/{stem}-mixed.onnx", f"mixed/{stem}-mixed.pt", f"mixed/{stem}-mixed-fp16.onnx", "mixed/plan.yaml",
+    } <= names  # fmt: skip
+    assert not [name for name in names if "/." in f"/{name}"]
+
+
+def test_results_are_complete(report):
+    results = json.loads((report.folder / "results.json").read_text())
+    assert [variant["name"] for variant in results["variants"]] == ["fp32", "fp16", "int8", "mixed"]
+    assert results["variants"][3]["accuracy"]["agreement"] == report.variants[3].accuracy.agreement
+    assert results["versions"]["ultralytics"]
+    rows = list(csv.DictReader((report.folder / "sensitivity.csv").open()))
+    assert len(rows) == 88
+    scores = [float(row["score"]) for row in rows if row["score"]]
+    assert len(scores) == 81
+    assert scores == sorted(scores, reverse=True)
+    assert {row["mixed"] for row in rows} == {"int8", "fp16", "fp16 (kept)"}
+
+
+def test_the_report_reads_well(report):
+    text = (report.folder / "report.md").read_text()
+    for heading in ("## Results", "## Parity", "## Engines", "## Other budgets", "## Layers", "## Reproduce"):
+        assert heading in text
+    assert "| mixed | 10.00 |" in text or "| mixed | 9.99 |" in text
+    assert "Not built: TensorRT engines" in text
+    assert "None" not in text
+    assert "<table>" in (report.folder / "report.html").read_text()
+
+
+def test_the_resolved_recipe_reproduces_the_run(report, monkeypatch):
+    monkeypatch.setattr(stages, "measure_perturbation", lambda *a, **k: pytest.fail("scores come from the cache"))
+    monkeypatch.setattr(stages, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
+    again = run_recipe(load_recipe(report.folder / "recipe.yaml"))
+    assert again.folder != report.folder
+    for one, two in zip(report.variants, again.variants, strict=True):
+        assert one.accuracy.map50_95 == two.accuracy.map50_95
+        assert one.accuracy.agreement == two.accuracy.agreement
+        assert one.plan == two.plan
+
+
+def test_an_edited_plan_is_applied(report, settings, tmp_path):
+    path = tmp_path / "plan.yaml"
+    document = yaml.safe_load((report.folder / "mixed" / "plan.yaml").read_text())
+    first = next(layer for layer in document["layers"] if layer["format"] == "int8")
+    first.update(format="fp16", score=0.0, why="user")
+    path.write_text(yaml.safe_dump(document))
+    plan = load_plan(path)
+    recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[2]], "bench": {"rounds": 0}})
+    applied = run_recipe(recipe, plans={"mixed": plan})
+    assert first["name"] not in applied.variants[1].plan.quantized
+    assert (applied.folder / "plan.yaml").exists()
+    assert applied.variants[1].engine_mismatches == []
+
+
+def test_a_plan_of_another_model_writes_nothing(report, settings, tmp_path):
+    import dataclasses
+
+    plan = dataclasses.replace(report.variants[3].plan, model_fingerprint="0")
+    recipe = make_recipe({**settings, "project": str(tmp_path / "runs"), "variants": [VARIANTS[2]]})
+    with pytest.raises(PlanError):
+        run_recipe(recipe, plans={"mixed": plan})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_input_writes_nothing(settings, tmp_path):
+    recipe = make_recipe({**settings, "imgsz": 100, "project": str(tmp_path / "runs")})
+    with pytest.raises(DataError):
+        run_recipe(recipe)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_of_other_classes(settings, shapes, tmp_path):
+    document = yaml.safe_load(Path(shapes).read_text())
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**document, "names": {index: f"c{index}" for index in range(9)}}))
+    with pytest.raises(DataError, match=r"knows 5 classes and .* has 9"):
+        run_recipe(make_recipe({**settings, "data": str(other)}))
+
+
+def test_a_run_folder_that_cannot_be_made(settings, tmp_path):
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(RunFolderError, match="run folder"):
+        run_recipe(make_recipe({**settings, "project": str(tmp_path / "runs")}))
+
+
+def test_parity_failure_is_loud_and_leaves_a_report(settings, tmp_path):
+    recipe = make_recipe(
+        {
+            **settings,
+            "project": str(tmp_path),
+            "variants": [VARIANTS[1]],
+            "bench": {"rounds": 0},
+            "evaluation": {"max_parity_gap": 1e-12},
+        }
+    )
+    with pytest.raises(ParityError, match="not the same model in torch and in ONNX"):
+        run_recipe(recipe)
+    assert "| NO |" in (tmp_path / "autoquant" / "report.md").read_text()
+
+
+def test_faults_of_the_graph_are_reported(report, settings, tmp_path, monkeypatch):
+    fault = Fault("cast-after-dq", "/model.0/conv/Conv", "a Cast stands in the way")
+    monkeypatch.setattr(pipeline, "check_graph", lambda path: Graph(path, 1, (fault,)))
+    recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[1]], "bench": {"rounds": 0}})
+    assert run_recipe(recipe).warnings == ("int8: a Cast stands in the way.",)
+    assert "- Warning: int8: a Cast stands in the way." in (tmp_path / "autoquant" / "report.md").read_text()
+
+
+def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "cache")
+    recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[1]], "bench": {"rounds": 0}})
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "export_onnx", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "convert_to_fp16", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, cache)
+    assert (tmp_path / "cache" / "calibration").exists()
+    monkeypatch.setattr(stages, "calibrate", lambda *a, **k: pytest.fail("calibration comes from the cache"))
+    assert run_recipe(recipe, cache).variants[1].accuracy.agreement > 0.5
+
+
+def test_what_was_not_built_is_said_in_one_line(report, monkeypatch):
+    assert report.not_built[-1].endswith(f"ultra-mq build {report.folder / 'mixed' / 'shapes-yolo11n-mixed.onnx'}")
+
+    def fail(*_):
+        raise BackendError("TensorRT-RTX cannot be used.")
+
+    monkeypatch.setattr(engines, "choose_runtime", fail)
+    assert engines.find_engine_runtime(report.recipe) == (None, ["Engines: TensorRT-RTX cannot be used."])

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import types
+
+import pynvml
+import pytest
+
+from ultra_mq.measure.gpu import read_gpu
+
+
+def test_without_a_driver(monkeypatch):
+    def fail():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert read_gpu() is None
+
+
+@pytest.mark.parametrize(("visible", "index"), [("", 0), ("2,3", 2), ("GPU-5f37359d", 0)])
+def test_the_first_visible_gpu(monkeypatch, visible, index):
+    answers = {
+        "nvmlInit": None, "nvmlShutdown": None, "nvmlDeviceGetName": b"NVIDIA H200",
+        "nvmlSystemGetDriverVersion": "580.159.04", "nvmlDeviceGetClockInfo": 1980, "nvmlDeviceGetMaxClockInfo": 1980,
+        "nvmlDeviceGetTemperature": 41, "nvmlDeviceGetUtilizationRates": types.SimpleNamespace(gpu=61),
+        "nvmlDeviceGetComputeRunningProcesses": [types.SimpleNamespace(pid=7)],
+    }  # fmt: skip
+    for name, value in answers.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, value=value: value)
+    asked = []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", asked.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    state = read_gpu()
+    assert asked == [index]
+    assert (state.name, state.driver, state.sm_clock_mhz, state.processes) == ("NVIDIA H200", "580.159.04", 1980, (7,))

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ultra_mq.core.errors import DataError
+from ultra_mq.prepare.data import Batches, choose, find_annotations, fingerprint_split, load_data
+
+
+@pytest.fixture
+def own_shapes(shapes, tmp_path):
+    """A copy of the data set that a test may damage."""
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes.parent, folder)
+    for cache in folder.rglob("*.cache"):
+        cache.unlink()
+    document = yaml.safe_load((folder / "shapes.yaml").read_text())
+    (folder / "shapes.yaml").write_text(yaml.safe_dump({**document, "path": str(folder)}))
+    return folder / "shapes.yaml"
+
+
+def test_splits(data):
+    assert len(data.calibration.images) == 16
+    assert len(data.evaluation.images) == 12
+    assert data.calibration.labelled
+    assert data.overlap == 0
+    assert data.calibration.images == sorted(data.calibration.images)
+
+
+def test_choice_is_deterministic(data):
+    assert choose(data.calibration, 5, seed=3) == choose(data.calibration, 5, seed=3)
+    assert choose(data.calibration, 5, seed=3) != choose(data.calibration, 5, seed=4)
+    assert choose(data.calibration, 99) == list(range(16))
+
+
+def test_batches_can_be_read_again(data):
+    batches = Batches(data.calibration, [0, 1, 2], batch=2)
+    first, second = list(batches), list(batches)
+    assert [len(batch["img"]) for batch in first] == [2, 1]
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one["img"], two["img"])
+    assert first[0]["img"].dtype == torch.float32
+    assert 0 <= first[0]["img"].min() < first[0]["img"].max() <= 1
+
+
+def test_images_are_those_of_ultralytics_validator(data, weights, shapes):
+    from ultralytics.models.yolo.detect import DetectionValidator
+
+    seen = []
+
+    class Spy(DetectionValidator):
+        def preprocess(self, batch):
+            batch = super().preprocess(batch)
+            seen.append(batch["img"].clone())
+            return batch
+
+    settings = {"data": str(shapes), "imgsz": data.imgsz, "batch": 4, "rect": False, "plots": False, "workers": 0}
+    Spy(args={**settings, "task": "detect", "device": "cpu"})(model=str(weights))
+    ours = torch.cat([batch["img"] for batch in Batches(data.evaluation, list(range(12)), batch=4)])
+    assert torch.equal(torch.cat(seen), ours)
+
+
+def test_fingerprint_follows_content(own_shapes):
+    before = fingerprint_split(load_data(own_shapes, 160, 32).evaluation)
+    assert fingerprint_split(load_data(own_shapes, 320, 32).evaluation) == before
+    label = own_shapes.parent / "labels" / "val" / "00000.txt"
+    label.write_text("0 0.5 0.5 0.2 0.2\n")
+    assert fingerprint_split(load_data(own_shapes, 160, 32).evaluation) != before
+
+
+def test_fraction(own_shapes):
+    data = load_data(own_shapes, 160, 32, fraction=0.5)
+    assert len(data.calibration.images) == 8
+    assert len(data.evaluation.images) == 6
+
+
+def test_overlap_is_counted(own_shapes):
+    document = yaml.safe_load(own_shapes.read_text())
+    own_shapes.write_text(yaml.safe_dump({**document, "val": document["train"]}))
+    assert load_data(own_shapes, 160, 32).overlap == 16
+
+
+@pytest.mark.parametrize("imgsz", [100, 0, -32])
+def test_imgsz_must_fit_the_stride(shapes, imgsz):
+    with pytest.raises(DataError, match=f"imgsz={imgsz} is not a multiple of the model's stride 32"):
+        load_data(shapes, imgsz, 32)
+
+
+def test_missing_yaml():
+    with pytest.raises(DataError, match=r"'nowhere\.yaml' cannot be used"):
+        load_data("nowhere.yaml", 160, 32)
+
+
+def test_yaml_without_images(own_shapes):
+    shutil.rmtree(own_shapes.parent / "images" / "train")
+    (own_shapes.parent / "images" / "train").mkdir()
+    with pytest.raises(DataError, match=r"'train' split .* has no usable images"):
+        load_data(own_shapes, 160, 32)
+
+
+def test_few_corrupt_images_are_skipped(own_shapes):
+    val = own_shapes.parent / "images" / "val"
+    for number in range(12, 39):
+        shutil.copy(val / "00000.jpg", val / f"{number:05d}.jpg")
+    (val / "broken.jpg").write_bytes(b"not an image")
+    data = load_data(own_shapes, 160, 32)
+    assert data.evaluation.skipped == 1
+    assert len(data.evaluation.images) == 39
+
+
+def test_many_corrupt_images_are_an_error(own_shapes):
+    (own_shapes.parent / "images" / "val" / "broken.jpg").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"1 of 13 images in the 'val' split .* cannot be read"):
+        load_data(own_shapes, 160, 32)
+
+
+def test_unlabelled_data(own_shapes):
+    shutil.rmtree(own_shapes.parent / "labels")
+    data = load_data(own_shapes, 160, 32)
+    assert not data.calibration.labelled
+    assert len(data.evaluation.images) == 12
+
+
+def test_annotations_are_found_by_file_names(tmp_path, data):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    names = [path.name for path in data.evaluation.images]
+    (folder / "instances_a.json").write_text(json.dumps({"images": [{"file_name": names[0]}]}))
+    (folder / "instances_broken.json").write_text("{")
+    assert find_annotations(tmp_path, data.evaluation.images) is None
+    whole = {"images": [{"file_name": f"val2017/{name}"} for name in [*names, "more.jpg"]]}
+    (folder / "instances_z.json").write_text(json.dumps(whole))
+    assert find_annotations(tmp_path, data.evaluation.images) == folder / "instances_z.json"
+
+
+def test_letterbox_pads_and_does_not_stretch(own_shapes):
+    import cv2
+
+    picture = np.full((100, 320, 3), 255, np.uint8)
+    cv2.imwrite(str(own_shapes.parent / "images" / "val" / "00000.jpg"), picture)
+    image = next(iter(Batches(load_data(own_shapes, 160, 32).evaluation, [0], 1)))["img"][0]
+    white = (image > 0.9).all(0)
+    assert white.any(1).sum() == 50
+    assert torch.allclose(image[:, 0, 0], torch.tensor(114 / 255))

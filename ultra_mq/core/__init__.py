@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What every room stands on; it knows nothing of models.
+
+In: nothing. Out: errors, formats, whole files, the cache, the terminal, strict schemas.
+"""
+
+from ultra_mq.core.cache import Cache, versions
+from ultra_mq.core.errors import (
+    BackendError,
+    BudgetError,
+    DataError,
+    EvaluationError,
+    ExportError,
+    ModelError,
+    ParityError,
+    PlanError,
+    RecipeError,
+    ReportError,
+    RunFolderError,
+    SweepError,
+    UltraMQError,
+)
+from ultra_mq.core.files import UNWRITABLE, atomic_path, csv_text, publish, sha256_of, write_text
+from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, quantize_config
+from ultra_mq.core.kernels import KernelTime
+from ultra_mq.core.schema import Strict, load_document, validate
+from ultra_mq.core.terminal import announce, building, console, progress, quiet, show_log, track, warn
+
+__all__ = [
+    "E4M3",
+    "FLOAT",
+    "FORMATS",
+    "UNWRITABLE",
+    "BackendError",
+    "BudgetError",
+    "Cache",
+    "DataError",
+    "EvaluationError",
+    "ExportError",
+    "KernelTime",
+    "ModelError",
+    "ParityError",
+    "PlanError",
+    "RecipeError",
+    "ReportError",
+    "RunFolderError",
+    "Strict",
+    "SweepError",
+    "UltraMQError",
+    "announce",
+    "atomic_path",
+    "building",
+    "console",
+    "csv_text",
+    "load_document",
+    "progress",
+    "publish",
+    "quantize_config",
+    "quiet",
+    "sha256_of",
+    "show_log",
+    "track",
+    "validate",
+    "versions",
+    "warn",
+    "write_text",
+]

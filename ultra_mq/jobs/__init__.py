@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Recipes carried out from weights to report, one or many.
+
+In: a ``Recipe`` or a ``Sweep``. Out: run folders; also the functions of the Python API.
+"""
+
+from ultra_mq.jobs.api import autoquant, autoquant_recipe, callback, compare_recipe, load, ptq_file, quantize
+from ultra_mq.jobs.pipeline import make_run_folder, run_recipe
+from ultra_mq.jobs.sweep.study import run_sweep
+from ultra_mq.jobs.sweep.sweep_file import load_sweep
+from ultra_mq.jobs.sweep.sweep_report import best_trials, write_sweep_report
+
+__all__ = [
+    "autoquant",
+    "autoquant_recipe",
+    "best_trials",
+    "callback",
+    "compare_recipe",
+    "load",
+    "load_sweep",
+    "make_run_folder",
+    "ptq_file",
+    "quantize",
+    "run_recipe",
+    "run_sweep",
+    "write_sweep_report",
+]

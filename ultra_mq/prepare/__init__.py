@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Weights and data to what can be quantized.
+
+In: a checkpoint and a data YAML. Out: a ``PreparedModel`` with its layers and their flow, and ``Batches`` of images.
+"""
+
+from ultra_mq.prepare.data import Batches, Data, choose, fingerprint_split, load_data, load_image, match_images
+from ultra_mq.prepare.device import gpu_index, torch_device
+from ultra_mq.prepare.flow import Op, channels_of, kind_of, observe_flow
+from ultra_mq.prepare.groups import find_groups, find_links
+from ultra_mq.prepare.model import PreparedModel, load_model, prepare_model, uniform_formats
+from ultra_mq.prepare.names import LAYER_OPS, layer_of
+from ultra_mq.prepare.placement import JOINS, Placement, place_joins, shared_ranges, sites_of
+
+__all__ = [
+    "JOINS",
+    "LAYER_OPS",
+    "Batches",
+    "Data",
+    "Op",
+    "Placement",
+    "PreparedModel",
+    "channels_of",
+    "choose",
+    "find_groups",
+    "find_links",
+    "fingerprint_split",
+    "gpu_index",
+    "kind_of",
+    "layer_of",
+    "load_data",
+    "load_image",
+    "load_model",
+    "match_images",
+    "observe_flow",
+    "place_joins",
+    "prepare_model",
+    "shared_ranges",
+    "sites_of",
+    "torch_device",
+    "uniform_formats",
+]

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Layer to format, carried out on the torch model.
+
+In: a ``PreparedModel``, a format for each layer, images. Out: a ``Calibration``, and a module with quantizers to train,
+save and export.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ultra_mq.quantization.apply import apply_formats, save_checkpoint
+from ultra_mq.quantization.ranges import Calibration, Method, calibrate
+from ultra_mq.quantization.record import read_record
+
+if TYPE_CHECKING:
+    from ultra_mq.quantization.training import QAT, QuantizedYOLO
+
+__all__ = [
+    "QAT",
+    "Calibration",
+    "Method",
+    "QuantizedYOLO",
+    "apply_formats",
+    "calibrate",
+    "read_record",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Trainers need torch and Ultralytics at import time, which take seconds.
+    if name not in ("QAT", "QuantizedYOLO"):
+        raise AttributeError(f"module 'ultra_mq.quantization' has no attribute '{name}'")
+    from ultra_mq.quantization import training
+
+    return getattr(training, name)

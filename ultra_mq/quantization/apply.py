@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Formats of layers carried out on the torch model: quantizers placed, calibrated, trainable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ultra_mq.core import FORMATS, atomic_path, quantize_config, quiet
+from ultra_mq.prepare import Batches, Placement, PreparedModel, place_joins
+from ultra_mq.quantization.ranges import Calibration
+from ultra_mq.quantization.record import QuantizationRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def apply_formats(
+    model: PreparedModel,
+    formats: Mapping[str, str],
+    calibration: Calibration,
+    correction: Batches | None = None,
+    placement: Placement = "runtime",
+) -> nn.Module:
+    """Give every layer its format, and the joins between them.
+
+    Args:
+        model: Prepared model; it is copied, not changed.
+        formats: Layer name to format, of the layers to quantize; all others stay in float.
+        calibration: Ranges of its layers and joins, taken for the same placement.
+        correction: Images for bias correction, or None to leave the biases alone.
+        placement: ``runtime`` quantizes joins too; otherwise only layers.
+
+    Returns:
+        The module with ModelOpt's fake quantizers, in eval mode, with gradients on: it can be evaluated, trained
+        further, saved by ``YOLO.save`` and exported.
+    """
+    with quiet():
+        import modelopt.torch.quantization as mtq
+        import torch
+
+        from ultra_mq.quantization.blocks import register
+
+        register()
+        module = copy.deepcopy(model.module)
+        entries = [
+            entry
+            for layer, name in formats.items()
+            for entry in FORMATS[name].quantizer_config(layer, calibration.amax_for(layer, name))
+        ]
+        if placement == "runtime":
+            joins = place_joins(model.flow, formats)
+            entries += [
+                FORMATS[name].join_config(join, calibration.amax_for(join, name)) for join, name in joins.items()
+            ]
+            _announce_joins(module, joins)
+        module.quantization = QuantizationRecord(dict(formats), placement)  # type: ignore[assignment]
+        with torch.no_grad():
+            # The input ranges are known, so ModelOpt calibrates the weights alone and needs no images.
+            module = mtq.quantize(module, quantize_config(entries))
+            if correction is not None:
+                correct_biases(module, model.module, formats, correction)
+    return cast("nn.Module", module)
+
+
+def _announce_joins(module: nn.Module, joins: Iterable[str]) -> None:
+    """Tell every block which quantizers to make; they exist only once ModelOpt has converted it."""
+    for join in joins:
+        path, _, quantizer = join.rpartition(".")
+        block = module.get_submodule(path)
+        if quantizer != "input_quantizer":
+            block.quantized_joins = (*getattr(block, "quantized_joins", ()), quantizer)  # type: ignore[assignment]
+
+
+def correct_biases(module: nn.Module, reference: nn.Module, layers: Iterable[str], batches: Batches) -> None:
+    """Remove the mean shift that quantization gives each output channel, by changing the biases.
+
+    Empirical bias correction (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", section 4.2), layer by layer in the order of the forward pass: each layer's quantized output is
+    compared with what its float weights make of the same input, so that a correction never counts twice. It costs
+    nothing at run time.
+
+    Args:
+        module: Quantized module, changed in place.
+        reference: Float module with the same layers.
+        layers: Names of the layers that ``module`` has quantized.
+        batches: Images; all of them go through the network as one batch.
+    """
+    import torch
+
+    floats = dict(reference.named_modules())
+    children: dict[str, Any] = dict(module.named_modules())
+    images = torch.cat([batch["img"] for batch in batches])
+
+    def correct(name: str) -> Callable[..., torch.Tensor]:
+        def hook(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            # Channels come second in the output of a convolution, and last in that of a linear layer.
+            channel = output.ndim - 1 if isinstance(layer, torch.nn.Linear) else 1
+            shift = (output - floats[name](inputs[0])).mean([d for d in range(output.ndim) if d != channel])
+            layer.bias -= shift
+            return torch.sub(output, shift.view([-1 if d == channel else 1 for d in range(output.ndim)]))
+
+        return hook
+
+    corrected = [name for name in layers if children[name].bias is not None]
+    handles = [children[name].register_forward_hook(correct(name)) for name in corrected]
+    try:
+        with torch.no_grad():
+            module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def save_checkpoint(module: nn.Module, model: PreparedModel, path: Path) -> None:
+    """Save a quantized module as an Ultralytics checkpoint: ``YOLO(path)`` loads it with its quantizers.
+
+    Args:
+        module: Quantized module.
+        model: Prepared model that it was made from.
+        path: ``.pt`` file to write.
+    """
+    from ultralytics import YOLO
+
+    with quiet(), atomic_path(path) as temporary:
+        yolo = YOLO(model.source)
+        yolo.model = module
+        yolo.save(temporary)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A report held against limits, for CI: a difference inside the noise is not a failure, and is called by its name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ultra_mq.core import ReportError
+from ultra_mq.measure import Accuracy, bootstrap_agreement, bootstrap_map, load_accuracy
+from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA
+from ultra_mq.session import Metric, choose_metric
+
+Verdict = Literal["pass", "noise", "fail"]
+
+
+@dataclass(frozen=True)
+class LimitCheck:
+    """One limit.
+
+    Attributes:
+        what: What is limited.
+        value: What was measured.
+        low: Lower end of the 95 % interval of the value.
+        high: Upper end.
+        limit: What is allowed.
+        verdict: ``pass``; ``noise`` where the value misses the limit and the interval does not; ``fail``.
+    """
+
+    what: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        words = {
+            "pass": "passes",
+            "noise": "passes: the difference is inside the noise",
+            "fail": "FAILS",
+        }
+        return (
+            f"{self.what} {self.value:.2f} (95 % interval {self.low:.2f} to {self.high:.2f}), limit {self.limit:g}: "
+            f"{words[self.verdict]}."
+        )
+
+
+def check_report(
+    results: Path,
+    *,
+    variant: str | None = None,
+    max_drop: float | None = None,
+    metric: Metric | None = None,
+    min_speedup: float | None = None,
+) -> tuple[str, tuple[LimitCheck, ...]]:
+    """Hold one variant of a run against limits.
+
+    The engine is checked where there is one, and the ONNX file otherwise. Accuracy refers to the float model, speed to
+    what the report's ratios refer to: the FP16 engine, or the FP32 file on the CPU.
+
+    Args:
+        results: ``results.json`` of a run folder.
+        variant: Name of the variant; the last one by default.
+        max_drop: Points of ``metric`` that may be lost.
+        metric: ``map`` or ``agreement``; ``map`` where the data has labels.
+        min_speedup: Smallest ratio of latencies.
+
+    Returns:
+        The variant's name, and one check for each limit.
+
+    Raises:
+        ReportError: The file is not a report, or does not hold what is to be checked.
+    """
+    document = _read(results)
+    found = _find_variant(document, results, variant)
+    name = str(found["name"])
+    engine = bool(found.get("engine_accuracy"))
+    checks = []
+    if max_drop is not None:
+        folder = results.parent / ACCURACY
+        accuracy = load_accuracy(folder / name / ENGINE_FOLDER if engine else folder / name)
+        reference = load_accuracy(folder / str(document["variants"][0]["name"]))
+        checks.append(_check_drop(accuracy, reference, max_drop, metric))
+    if min_speedup is not None:
+        latency = found.get("engine_latency") if engine else found.get("latency")
+        if not latency:
+            raise ReportError(f"'{results}' has no latency of '{name}'. Run the recipe with bench.rounds above 0.")
+        if latency["speedup"] is None:
+            raise ReportError(
+                f"'{results}' has no speed-up of '{name}': it was timed alone, or is the reference itself. "
+                f"Run it beside its reference: a variant of precision fp16, or engine.reference=true."
+            )
+        low, high = latency["speedup_interval"]
+        value = latency["speedup"]
+        verdict: Verdict = "pass" if value >= min_speedup else "noise" if high >= min_speedup else "fail"
+        checks.append(LimitCheck("speed-up", value, low, high, min_speedup, verdict))
+    return name, tuple(checks)
+
+
+def _check_drop(accuracy: Accuracy, reference: Accuracy, max_drop: float, metric: Metric | None) -> LimitCheck:
+    metric = choose_metric(metric, labelled=reference.map50_95 is not None)
+    if metric == "map" and reference.map50_95 is None:
+        raise ReportError("The data of this report has no labels. Use --metric agreement.")
+    bootstrap = bootstrap_map if metric == "map" else bootstrap_agreement
+    drop = bootstrap(accuracy.detections, reference.detections)
+    verdict: Verdict = "pass" if drop.points <= max_drop else "noise" if drop.low <= max_drop else "fail"
+    what = {"map": "points of mAP50-95 lost", "agreement": "points of agreement lost"}[metric]
+    return LimitCheck(what, drop.points, drop.low, drop.high, max_drop, verdict)
+
+
+def _read(results: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(results.read_text())
+        if document["schema"] != SCHEMA or not document["variants"]:
+            raise ValueError(f"its schema is {document['schema']}, this version reads {SCHEMA}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(
+            f"'{results}' cannot be read: {error}. Pass the results.json of a run folder of this version."
+        ) from error
+    return dict(document)
+
+
+def _find_variant(document: dict[str, Any], results: Path, name: str | None) -> dict[str, Any]:
+    names = [str(variant["name"]) for variant in document["variants"]]
+    if name is not None and name not in names:
+        raise ReportError(f"'{results}' has no variant '{name}'. It has {', '.join(names)}.")
+    return dict(document["variants"][names.index(name) if name else -1])

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The tables and sentences of a report, from its values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from ultra_mq.measure import Latency
+from ultra_mq.report.results import Report, VariantResult
+from ultra_mq.search import Search
+
+FEW_IMAGES = 1000
+"""Below this many images a point of mAP is noise."""
+
+GOOD_AGREEMENT = 0.98
+"""Agreement at which a user hardly sees a difference; below it the report says what more bits would do."""
+
+RESULT_COLUMNS = (
+    "model", "bits", "quantized layers", "mAP50-95", "change", "mAP50", "agreement", "ONNX MB", "CPU p50 ms",
+    "speed-up",
+)  # fmt: skip
+
+
+def result_row(report: Report, variant: VariantResult) -> tuple[str, ...]:
+    """One row of the result table, formatted: mAP in points (0 to 100), agreement in [0, 1]."""
+    accuracy, reference = variant.accuracy, report.reference.accuracy
+    change = None
+    if variant is not report.reference and accuracy.map50_95 is not None and reference.map50_95 is not None:
+        change = f"{100 * (accuracy.map50_95 - reference.map50_95):+.2f}"
+    plan = variant.plan
+    return (
+        variant.name,
+        f"{plan.bits:.2f}" if plan else "32" if variant is report.reference else "-",
+        f"{len(plan.quantized)} of {sum(layer.why != 'kept' for layer in plan.layers)}" if plan else "-",
+        points(accuracy.map50_95),
+        change or "-",
+        points(accuracy.map50),
+        f"{accuracy.agreement:.3f}" if accuracy.agreement is not None else "-",
+        f"{variant.size_bytes / 1e6:.1f}",
+        milliseconds(variant.latency.p50_ms) if variant.latency else "-",
+        speedup(variant.latency),
+    )
+
+
+def verdict(report: Report, variant: VariantResult) -> str:
+    """One sentence that says what a variant costs and whether that can be seen."""
+    accuracy, reference = variant.accuracy, report.reference.accuracy
+    agreement = f"agreement with FP32 {accuracy.agreement:.3f}" if accuracy.agreement is not None else ""
+    if accuracy.map50_95 is None or reference.map50_95 is None:
+        return f"**{variant.name}**: {agreement} (the data has no labels, so there is no mAP)."
+    lost = 100 * (reference.map50_95 - accuracy.map50_95)
+    direction = f"loses {lost:.2f}" if lost >= 0 else f"gains {-lost:.2f}"
+    figures = f"{points(accuracy.map50_95)} of {points(reference.map50_95)}"
+    noise = "."
+    if accuracy.images < FEW_IMAGES and abs(lost) < 1:
+        noise = ". That is within what so few images resolve; trust the agreement."
+    return f"**{variant.name}** {direction} points of mAP50-95 ({figures}), {agreement}{noise}"
+
+
+def advice(report: Report) -> list[str]:
+    """What to do next, from what was measured."""
+    mixed = [variant for variant in report.variants[1:] if variant.plan and variant.plan.quantized]
+    lines = [
+        f"{variant.name} is slower than FP32 on this CPU with {variant.latency.runtime['runtime']} "
+        f"({speedup(variant.latency)}): INT8 pays where the runtime fuses Q/DQ. Do not deploy it here."
+        for variant in mixed
+        if variant.latency and variant.latency.speedup and variant.latency.speedup < 1
+    ]
+    lines += [_slow_engine(report, variant) for variant in report.variants if _is_slow(variant)]
+    if mixed and report.outlook and (best := max(mixed, key=lambda v: v.accuracy.agreement or 0.0)).plan:
+        reached = best.plan.bits
+        higher = next((row for row in report.outlook if row[0] > reached + 0.25), None)
+        if higher and (best.accuracy.agreement or 0.0) < GOOD_AGREEMENT:
+            now = min(report.outlook, key=lambda row: abs(row[0] - reached))
+            if now[1] == higher[1]:
+                return lines
+            lines.append(
+                f"For boxes closer to the float model: --bits {higher[0]:g} keeps {now[1] - higher[1]} more layers in "
+                f"float and takes the predicted loss from {now[2]:.0f} to {higher[2]:.0f} % of quantizing everything."
+            )
+    return lines
+
+
+def search_rows(search: Search) -> list[tuple[str, ...]]:
+    """The plans that a search measured: what was predicted, what came out."""
+    rows: list[tuple[str, ...]] = []
+    for step in search.steps:
+        predicted = search.predictions.get(step.name)
+        low, high = step.speedup_interval or (0.0, 0.0)
+        rows.append(
+            (
+                f"**{step.name}**" if step.name == search.chosen.name else step.name,
+                f"{step.plan.bits:.2f}",
+                str(len(step.plan.quantized)),
+                "-" if step.drop is None else f"{step.drop:.2f}",
+                milliseconds(predicted[0]) if predicted else "-",
+                milliseconds(step.latency_ms) if step.latency_ms is not None else "-",
+                f"{low:.3f} to {high:.3f}" if step.speedup_interval else "-",
+            )
+        )
+    return rows
+
+
+CONSOLE_COLUMNS = {"model": "model", "bits": "bits", "quantized layers": "INT8", "mAP50-95": "mAP50-95",
+                   "change": "change", "agreement": "agree", "CPU p50 ms": "CPU ms", "speed-up": "ratio"}  # fmt: skip
+"""Columns that fit a terminal of 80 characters, with their short titles."""
+
+
+def console_table(report: Report) -> Table:
+    """The result table for the console."""
+    table = Table(title=f"{Path(report.recipe.model).name} on {Path(report.recipe.data).name}", title_justify="left")
+    for column, title in CONSOLE_COLUMNS.items():
+        table.add_column(title, justify="left" if column == "model" else "right", no_wrap=True)
+    for variant in report.variants:
+        row = dict(zip(RESULT_COLUMNS, result_row(report, variant), strict=True))
+        table.add_row(*(row[column].replace(" of ", "/") for column in CONSOLE_COLUMNS))
+    return table
+
+
+def speedup(latency: Latency | None) -> str:
+    """A ratio to the reference; a dash for the reference itself, and where there is none."""
+    return f"{latency.speedup:.2f}x" if latency and latency.speedup else "-"
+
+
+def points(value: float | None) -> str:
+    """An AP in [0, 1] as points, two decimals; a dash where it was not measured."""
+    return "-" if value is None or value < 0 else f"{100 * value:.2f}"
+
+
+def milliseconds(value: float) -> str:
+    """A time in milliseconds with three significant digits, four below one: engines differ there."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
+
+
+ENGINE_COLUMNS = (
+    "model", "engine", "mAP50-95", "to its ONNX", "agreement with ONNX", "agreement with FP32", "p50 ms", "p99 ms",
+    "speed-up", "95 % interval", "wall p50 ms", "MB", "GPU MB", "INT8 layers", "reformats",
+)  # fmt: skip
+
+
+def engine_row(variant: VariantResult) -> tuple[str, ...]:
+    """One row of the table of engines."""
+    engine, accuracy, latency = variant.engine, variant.engine_accuracy, variant.engine_latency
+    assert engine is not None
+    change = None
+    if accuracy and accuracy.map50_95 is not None and variant.accuracy.map50_95 is not None:
+        change = f"{100 * (accuracy.map50_95 - variant.accuracy.map50_95):+.2f}"
+    interval = latency.speedup_interval if latency else None
+    return (
+        variant.name,
+        f"{engine.runtime_name}, {engine.device}",
+        points(accuracy.map50_95 if accuracy else None),
+        change or "-",
+        _share(variant.engine_agreement),
+        _share(accuracy.agreement if accuracy else None),
+        f"{latency.p50_ms:.4f}" if latency else "-",
+        f"{latency.p99_ms:.4f}" if latency else "-",
+        speedup(latency),
+        f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-",
+        milliseconds(latency.wall_p50_ms) if latency and latency.wall_p50_ms else "-",
+        f"{engine.size_bytes / 1e6:.1f}",
+        f"{latency.device_memory_bytes / 1e6:.0f}" if latency and latency.device_memory_bytes else "-",
+        str(sum(kind == "Int8" for kind in engine.layer_types.values())),
+        str(sum(layer.reformat for layer in engine.layers)),
+    )
+
+
+def _is_slow(variant: VariantResult) -> bool:
+    """Whether the engine is slower than the reference beyond the noise."""
+    interval = variant.engine_latency.speedup_interval if variant.engine_latency else None
+    return interval is not None and interval[1] < 1
+
+
+def _slow_engine(report: Report, variant: VariantResult) -> str:
+    assert variant.engine is not None
+    assert variant.engine_latency is not None
+    reference = report.engine_bench.reference if report.engine_bench else None
+    layers = variant.engine.layers
+    total = sum(layer.ms or 0.0 for layer in layers)
+    reformats = [layer for layer in layers if layer.reformat]
+    share = 100 * sum(layer.ms or 0.0 for layer in reformats) / total if total else 0.0
+    return (
+        f"The engine of {variant.name} is slower than {reference} ({speedup(variant.engine_latency)}): "
+        f"{len(reformats)} reformats between INT8 and float take {share:.0f} % of its layers' time. Deploy FP16 here, or "
+        f"quantize what lies between the convolutions too, as ultra-mq ptq does."
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def cuda_graph_note(report: Report) -> str:
+    """Whether the passes were replays of a CUDA graph, for the sentence about latency."""
+    states = {v.engine_latency.runtime.get("cuda_graph", "") for v in report.variants if v.engine_latency}
+    return f" (CUDA graph {', '.join(sorted(states))})" if states else ""
+
+
+def loss_rows(report: Report) -> list[tuple[str, ...]]:
+    """Engines against the FP16 engine: what INT8 costs and what it gives."""
+    fp16 = next((v for v in report.variants if v.plan and not v.plan.quantized and v.engine_accuracy), None)
+    against = fp16.engine_accuracy.map50_95 if fp16 and fp16.engine_accuracy else None
+    rows: list[tuple[str, ...]] = []
+    for v in report.variants:
+        if v.engine is None or v.engine_accuracy is None:
+            continue
+        found = v.engine_accuracy.map50_95
+        lost = "-" if found is None or against is None else f"{100 * (against - found):.2f}"
+        rows.append(
+            (
+                v.name,
+                f"{v.plan.bits:.2f}" if v.plan else "-",
+                str(len(v.plan.quantized)) if v.plan else "-",
+                points(found),
+                points(v.engine_accuracy.map50),
+                lost,
+                speedup(v.engine_latency),
+            )
+        )
+    return rows

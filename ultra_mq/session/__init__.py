@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One recipe on its way: what is loaded once, and the artefacts of each plan.
+
+In: a ``Recipe``. Out: a ``Session`` with its stages, a ``Target`` to run on, and the ``Artefacts`` of a plan.
+"""
+
+from ultra_mq.session.artefacts import ENGINE, Artefacts, evaluate_file, float_artefacts, ptq_artefacts, time_artefacts
+from ultra_mq.session.recipe import (
+    DEFAULT_BITS,
+    Criteria,
+    Metric,
+    Recipe,
+    Variant,
+    apply_override,
+    choose_metric,
+    load_recipe,
+    make_recipe,
+    save_recipe,
+)
+from ultra_mq.session.recipe_sections import EngineSettings
+from ultra_mq.session.session import Session, open_session, require_detection, with_recipe
+from ultra_mq.session.stages import (
+    calibrate_layers,
+    counted_bits,
+    decision_groups,
+    open_choices,
+    plan_variant,
+    prices_of,
+    score_layers,
+    signed,
+    solve_bits,
+)
+from ultra_mq.session.target import Target, host_target
+
+__all__ = [
+    "DEFAULT_BITS",
+    "ENGINE",
+    "Artefacts",
+    "Criteria",
+    "EngineSettings",
+    "Metric",
+    "Recipe",
+    "Session",
+    "Target",
+    "Variant",
+    "apply_override",
+    "calibrate_layers",
+    "choose_metric",
+    "counted_bits",
+    "decision_groups",
+    "evaluate_file",
+    "float_artefacts",
+    "host_target",
+    "load_recipe",
+    "make_recipe",
+    "open_choices",
+    "open_session",
+    "plan_variant",
+    "prices_of",
+    "ptq_artefacts",
+    "require_detection",
+    "save_recipe",
+    "score_layers",
+    "signed",
+    "solve_bits",
+    "time_artefacts",
+    "with_recipe",
+]

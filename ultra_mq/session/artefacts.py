@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The files of one plan: Q/DQ graph, FP16 graph, checkpoint, engine, accuracy; each made when it is asked for.
+
+Everything here is a cache entry whose key is made of the key of what it was made from, so that no stage has to know
+what those before it depend on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ultra_mq.core import BackendError, sha256_of
+from ultra_mq.graph import (
+    OPSET,
+    PtqMethod,
+    PtqSettings,
+    convert_to_fp16,
+    export_onnx,
+    load_pixels,
+    ptq,
+    ptq_plan,
+    save_calibration,
+)
+from ultra_mq.measure import (
+    Accuracy,
+    Bench,
+    Parity,
+    check_parity,
+    compare,
+    evaluate,
+    load_accuracy,
+    save_accuracy,
+    time_in_turns,
+)
+from ultra_mq.plan import PrecisionPlan, check_plan
+from ultra_mq.prepare import gpu_index
+from ultra_mq.quantization import apply_formats, save_checkpoint
+from ultra_mq.runtimes import Backend, CpuRuntime, Engine, Runtime, build, load_engine, open_file
+from ultra_mq.session.session import Session
+from ultra_mq.session.stages import calibrate_layers
+from ultra_mq.session.target import Target, host_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ENGINE = "model.engine"
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The files that one model is made into.
+
+    Attributes:
+        session: The run.
+        plan: Precision of every layer; None for ModelOpt's ONNX path.
+        ptq: Settings of ModelOpt's ONNX path, in place of a plan.
+    """
+
+    session: Session
+    plan: PrecisionPlan | None
+    ptq: PtqSettings | None = None
+
+    @functools.cached_property
+    def key(self) -> dict[str, Any]:
+        """What the graph depends on; class names stand in its metadata."""
+        session, recipe = self.session, self.session.recipe
+        key: dict[str, Any] = {
+            "model": session.model.fingerprint,
+            "names": {str(index): name for index, name in session.model.names.items()},
+            "imgsz": recipe.imgsz,
+            "channels": session.model.channels,
+            "opset": OPSET,
+        }
+        if self.ptq:
+            key |= {"ptq": asdict(self.ptq), "images": self._pixels_key}
+        elif self.plan and self.plan.quantized:
+            images = recipe.calibration.bias_correction
+            key |= {
+                "formats": self.plan.quantized,
+                "placement": self.plan.placement,
+                "calibration": asdict(calibrate_layers(session, self.plan.placement)),
+                "correction": session.calibration_batches(images).fingerprint if images else None,
+            }
+            if self.plan.placement == "onnx":
+                key["images"] = self._pixels_key
+        return key
+
+    @property
+    def graph(self) -> Path:
+        """FP32 or Q/DQ graph, which runtimes on a CPU take and weakly typed engines are built from."""
+        if self.ptq:
+            return self._entry("ptq", self.key, self._make_ptq) / "ptq.onnx"
+        if self.plan and self.plan.quantized:
+            return self._entry("artefacts", self.key, self._make_qdq) / "qdq.onnx"
+        return self._entry("fp32", self.key, self._make_fp32) / "fp32.onnx"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The quantized torch model; None where torch had no part in it."""
+        path = self.graph.with_name("model.pt")
+        return path if path.exists() else None
+
+    @property
+    def fp16(self) -> Path:
+        """The graph with FP16 around its Q/DQ, which strongly typed engines are built from."""
+        return self._entry("fp16", self._fp16_key, self._make_fp16) / "fp16.onnx"
+
+    def engine(self, runtime: Runtime) -> Path:
+        """Folder with the engine, its description and, after a repair, the graph it was built from."""
+        recipe = self.session.recipe
+        settings = recipe.build_settings(runtime.target)
+        depends_on = {
+            "graph": self._fp16_key if runtime.strongly_typed else self.key,
+            "settings": settings.model_dump(mode="json", exclude={"device"}),
+            "repairs": recipe.engine.repairs,
+            "runtime": runtime.key,
+        }
+
+        def make(folder: Path) -> None:
+            typed = self.fp16 if runtime.strongly_typed else None
+            with self.session.stage("Build"):
+                build(
+                    self.graph,
+                    folder / ENGINE,
+                    settings,
+                    runtime=runtime,
+                    typed=typed,
+                    image=self._image,
+                    max_repairs=recipe.engine.repairs,
+                    timing_caches=self.session.cache.root / "timing",
+                )
+
+        return self._entry("engine", depends_on, make)
+
+    def described_engine(self, runtime: Runtime) -> Engine:
+        """What is known of the engine."""
+        return load_engine(self.engine(runtime) / ENGINE)
+
+    def open(self, target: Target) -> Backend:
+        """Open on a target, built where it is not in the cache.
+
+        Raises:
+            BackendError: The runtime refuses the model.
+        """
+        recipe = self.session.recipe
+        if target.engine is None:
+            return open_file(self.graph, threads=target.threads, runtime=cast(CpuRuntime, target.name))
+        path = self.engine(target.engine) / ENGINE
+        return open_file(path, recipe.engine.trt_python, device=gpu_index(recipe.device))
+
+    def evaluate(self, label: str, target: Target | None = None) -> Accuracy:
+        """Accuracy on a target, on ONNX Runtime by default, from the cache where it is known."""
+        session = self.session
+        target = target or host_target(session.recipe)
+        path = self.engine(target.engine) / ENGINE if target.engine else self.graph
+        return evaluate_file(session, path, label, target)
+
+    def check_parity(self, onnx: Accuracy, reference: Accuracy) -> Parity:
+        """Hold the fake-quantized torch model of the plan against its ONNX file."""
+        session, recipe = self.session, self.session.recipe
+
+        def make(entry: Path) -> None:
+            with session.stage("Parity"):
+                module = self.module()
+                accuracy = evaluate(
+                    module, session.data, label="Evaluating torch", device=session.device, batch=recipe.batch
+                )
+                save_accuracy(accuracy, entry)
+
+        kind = session.device.partition(":")[0]
+        entry = self._entry("accuracy", {**session.evaluation_key, "torch": self.key, "device": kind}, make)
+        torch_accuracy = compare(load_accuracy(entry), reference.detections)
+        return check_parity(torch_accuracy, onnx, recipe.evaluation.max_parity_gap)
+
+    def module(self) -> nn.Module:
+        """The plan carried out on the torch model, calibrated, with bias correction where the recipe wants it.
+
+        Raises:
+            PlanError: The plan belongs to another model.
+        """
+        assert self.plan is not None
+        session, recipe = self.session, self.session.recipe
+        check_plan(self.plan, session.model)
+        images = recipe.calibration.bias_correction
+        correction = session.calibration_batches(images) if images and self.plan.quantized else None
+        placement = self.plan.placement
+        calibration = calibrate_layers(session, placement)
+        return apply_formats(session.model, self.plan.quantized, calibration, correction, placement)
+
+    @property
+    def _fp16_key(self) -> dict[str, Any]:
+        """The graph, and the image on which AutoCast looks for values beyond FP16."""
+        return {"of": self.key, "image": self.session.calibration_batches(1).fingerprint}
+
+    @property
+    def _pixels_key(self) -> str:
+        return self.session.calibration_batches(self.session.recipe.calibration.images).fingerprint
+
+    @property
+    def _image(self) -> np.ndarray:
+        image: np.ndarray = next(iter(self.session.calibration_batches(1)))["img"].cpu().numpy()
+        return image
+
+    def _entry(self, stage: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        return self.session.cache.folder(stage, key, make)
+
+    def _make_fp32(self, folder: Path) -> None:
+        with self.session.stage("Export FP32"):
+            export_onnx(self.session.model.module, folder / "fp32.onnx", self.session.recipe.imgsz)
+
+    def _make_qdq(self, folder: Path) -> None:
+        assert self.plan is not None
+        session, recipe = self.session, self.session.recipe
+        with session.stage("Quantize and export"):
+            if self.plan.placement == "onnx":
+                pixels = load_pixels(session.calibration_batches(recipe.calibration.images))
+                ptq_plan(float_artefacts(session).graph, folder / "qdq.onnx", pixels, self.plan.quantized)
+                return
+            module = self.module()
+            save_checkpoint(module, session.model, folder / "model.pt")
+            export_onnx(module, folder / "qdq.onnx", recipe.imgsz)
+
+    def _make_ptq(self, folder: Path) -> None:
+        assert self.ptq is not None
+        session = self.session
+        with session.stage("Quantize the ONNX"):
+            pixels = folder / "calibration.npy"
+            batches = session.calibration_batches(session.recipe.calibration.images)
+            ptq(float_artefacts(session).graph, folder / "ptq.onnx", save_calibration(batches, pixels), self.ptq)
+            pixels.unlink()
+
+    def _make_fp16(self, folder: Path) -> None:
+        source = self.graph
+        with self.session.stage("Convert to FP16"):
+            convert_to_fp16(source, folder / "fp16.onnx", self._image)
+
+
+def float_artefacts(session: Session) -> Artefacts:
+    """The float model."""
+    return Artefacts(session, None)
+
+
+def ptq_artefacts(session: Session, method: PtqMethod) -> Artefacts:
+    """The FP32 graph quantized by ModelOpt's ONNX path."""
+    return Artefacts(session, None, PtqSettings(method=method))
+
+
+def evaluate_file(session: Session, path: Path, label: str, target: Target) -> Accuracy:
+    """Accuracy of a file on a target, from the cache where it is known.
+
+    Args:
+        session: The run.
+        path: ONNX file, or an engine of the target.
+        label: Text of the progress bar.
+        target: What runs it; on a CPU with all of its threads, since nothing is timed.
+    """
+
+    def make(entry: Path) -> None:
+        recipe = session.recipe
+        runtime = cast(CpuRuntime, "onnxruntime" if target.engine else target.name)
+        opened = open_file(path, recipe.engine.trt_python, runtime=runtime, device=gpu_index(recipe.device))
+        with closing(opened) as backend, session.stage("Evaluate"):
+            save_accuracy(evaluate(backend, session.data, label=label), entry)
+
+    depends_on = {**session.evaluation_key, "file": sha256_of(path), "runtime": target.name, "target": target.about}
+    return load_accuracy(session.cache.folder("accuracy", depends_on, make))
+
+
+def time_artefacts(session: Session, artefacts: Mapping[str, Artefacts], target: Target) -> Bench:
+    """Time models side by side on the target, the first one as the reference; what cannot be opened is left out."""
+    settings = session.recipe.bench
+    runs = settings.engine_runs if target.engine else settings.runs
+    broken: dict[str, str] = {}
+    with ExitStack() as stack:
+        backends: dict[str, Backend] = {}
+        for name, made in artefacts.items():
+            try:
+                backends[name] = stack.enter_context(closing(made.open(target)))
+            except BackendError as error:  # noqa: PERF203
+                session.warn(f"{name}: {error}")
+                broken[name] = str(error)
+        with session.stage("Time"):
+            measured = time_in_turns(backends, max(settings.rounds, 1), runs, next(iter(artefacts)))
+    for reason in measured.noise:
+        session.warn(f"The timing on {target.title} is noisy: {reason}.")
+    return replace(measured, errors={**broken, **measured.errors})

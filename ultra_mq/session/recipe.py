@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""YAML recipes: everything a run depends on, in one strict file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, model_validator
+
+from ultra_mq.core import RecipeError, Strict, load_document, validate, write_text
+from ultra_mq.graph import PtqMethod
+from ultra_mq.plan import CostModel, check_bits
+from ultra_mq.prepare import Placement, gpu_index
+from ultra_mq.runtimes import BuildOptions, BuildSettings, EngineTarget
+from ultra_mq.session.recipe_sections import (
+    BenchSettings,
+    CalibrationSettings,
+    EngineSettings,
+    EvaluationSettings,
+    LatencySettings,
+    SensitivitySettings,
+)
+
+Metric = Literal["map", "agreement"]
+
+
+def choose_metric(asked: Metric | None, *, labelled: bool) -> Metric:
+    """What accuracy is counted in where a user does not say: mAP where there are labels to have one."""
+    return asked or ("map" if labelled else "agreement")
+
+
+Precision = Literal["fp16", "int8", "fp8", "mixed", "ptq"]
+
+RESERVED_NAMES = ("fp32", "accuracy", "search")
+"""Names of the reference and of folders in a run folder."""
+
+DEFAULT_BITS = 9.0
+"""Budget where a user names none: a bit above all INT8 buys back most of what it loses."""
+
+
+class Criteria(Strict):
+    """When a model is good enough; the report says which ones are."""
+
+    device: str | None = Field(None, description="Part of the name of the device that it must have been timed on.")
+    max_drop: float | None = Field(None, ge=0, description="Points of the metric that may be lost.")
+    metric: Metric | None = Field(None, description="`map` (mAP50-95) or `agreement`; `map` where the data has labels.")
+    max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
+    min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
+
+
+class Variant(Strict):
+    """One model to make and prove."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name in files and tables; it begins with a letter or digit.",
+    )
+    precision: Precision = Field(
+        "mixed",
+        description="`fp16`, uniform `int8` or `fp8`, `mixed` under the budget `bits`, or `ptq`: INT8 by ModelOpt's "
+        "ONNX path.",
+    )
+    bits: float | None = Field(
+        None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16."
+    )
+    max_drop: float | None = Field(
+        None, ge=0, description="Budget of a `mixed` variant: points of the metric that may be lost, 0.5 say."
+    )
+    metric: Metric | None = Field(
+        None,
+        description="What `max_drop` counts: `map` (mAP50-95) or `agreement` with the float model; `map` where the "
+        "data has labels.",
+    )
+    max_latency_ms: float | None = Field(None, gt=0, description="Budget of a `mixed` variant: median milliseconds.")
+    min_speedup: float | None = Field(
+        None, gt=0, description="Budget of a `mixed` variant: float's median latency divided by its own, at least."
+    )
+    method: PtqMethod = Field("max", description="Calibration of a `ptq` variant: `max` or `entropy`.")
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Budgets that need measured models, by name."""
+        found = {"max_drop": self.max_drop, "max_latency_ms": self.max_latency_ms, "min_speedup": self.min_speedup}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _budgets_belong_to_mixed(self) -> Variant:
+        budgets = [*self.budgets, *(["bits"] if self.bits is not None else [])]
+        if bool(budgets) != (self.precision == "mixed"):
+            raise ValueError(
+                "precision 'mixed' needs a budget (bits, max_drop, max_latency_ms or min_speedup), and no other has one"
+            )
+        return self
+
+
+class Recipe(Strict):
+    """A run: one model, one data set, the variants to make, and how they are proven."""
+
+    model: str = Field("yolo11n.pt", description="Trained weights: a path or the name of an Ultralytics model.")
+    data: str = Field("coco128.yaml", description="Ultralytics data YAML; calibrates on train, evaluates on val.")
+    imgsz: int = Field(640, ge=32, description="Image size in pixels, a multiple of the model's stride.")
+    batch: int = Field(4, ge=1, description="Images a batch for calibration, scoring and torch evaluation.")
+    device: str = Field(
+        "auto",
+        coerce_numbers_to_str=True,
+        description="Torch device: `cpu`, `0`, `cuda:1`; `auto` takes the first GPU where there is one.",
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of both splits to use, as in Ultralytics.")
+    seed: int = Field(0, description="Seed of the choice of images and of random projections.")
+    cost_model: CostModel = Field(
+        "weights",
+        description="What a plan costs: bits averaged over `weights` or `macs`, or `latency` measured on the runtime.",
+    )
+    runtime: Literal["auto", "tensorrt", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="Where budgets of accuracy and latency are proven; `auto` is TensorRT where it works, else "
+        "`onnxruntime`.",
+    )
+    placement: Placement = Field(
+        "runtime",
+        description="Where Q/DQ stand: `runtime` on layers, residual adds, concats and pools, as engines want it; "
+        "`torch` on layers alone; `onnx` carries the plan out with ModelOpt's ONNX path.",
+    )
+    groups: bool = Field(
+        True,
+        description="Let layers that share a tensor take one decision, so that no runtime needs it in two precisions.",
+    )
+    formats: tuple[Literal["int8", "fp8"], ...] = Field(
+        ("int8",),
+        min_length=1,
+        description="What `mixed` chooses from beside FP16. `fp8` (E4M3) runs on Ada, Hopper, Blackwell.",
+    )
+    strict: bool = Field(False, description="Treat bits below the floor as an error.")
+    project: str | None = Field(None, description="Parent of the run folder, `runs/detect` by default.")
+    name: str | None = Field(None, description="Name of the run folder.")
+    exist_ok: bool = Field(False, description="Write into an existing run folder instead of making `name-2`.")
+    variants: tuple[Variant, ...] = Field(
+        (Variant(name="mixed-9bit", precision="mixed", bits=9),),
+        min_length=1,
+        description="Models to make and compare.",
+    )
+    criteria: Criteria = Field(Criteria(), description="When a model is good enough.")
+    pick: Literal["knee", "fastest-within-drop"] = Field(
+        "fastest-within-drop",
+        description="Which model the report recommends among those that meet the criteria: the fastest, or the knee of "
+        "the front.",
+    )
+    calibration: CalibrationSettings = Field(CalibrationSettings(), description="How ranges are found.")
+    sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="How layers are scored.")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is proven.")
+    latency: LatencySettings = Field(LatencySettings(), description="How latency is predicted.")
+    bench: BenchSettings = Field(BenchSettings(), description="How latency is measured.")
+    engine: EngineSettings = Field(EngineSettings(), description="Which engines are built.")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Recipe:
+        # Names become those of files, which some file systems do not tell apart by case.
+        names = [variant.name.lower() for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError("every variant needs a name of its own, in upper and lower case alike")
+        if taken := [name for name in names if name in RESERVED_NAMES]:
+            raise ValueError(
+                f"no variant can be called '{taken[0]}': the reference and folders of a run have the names "
+                f"{', '.join(RESERVED_NAMES)}"
+            )
+        return self
+
+    def build_settings(self, target: EngineTarget) -> BuildSettings:
+        """How engines are built for a target, on the recipe's device."""
+        options = self.engine.model_dump(include=set(BuildOptions.model_fields))
+        return BuildSettings(target=target, device=gpu_index(self.device), **options)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file and apply overrides.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` pairs; nested keys with dots, ``calibration.images=64``.
+
+    Raises:
+        RecipeError: The file is missing, is not YAML, or does not fit the schema.
+    """
+    document = load_document(path, "Recipe", "docs/recipes.md", RecipeError)
+    return make_recipe(document, overrides, where=f"recipe '{path}'")
+
+
+def make_recipe(document: dict[str, Any], overrides: list[str] | None = None, where: str = "settings") -> Recipe:
+    """Validate settings with overrides on top, and the bits of every variant.
+
+    Raises:
+        RecipeError: A key or a value does not fit the schema.
+        BudgetError: The bits of a variant are outside (0, 16].
+    """
+    for override in overrides or []:
+        apply_override(document, override)
+    recipe = validate(TypeAdapter(Recipe), document, where, RecipeError)
+    for variant in recipe.variants:
+        if variant.bits is not None:
+            check_bits(variant.bits, strict=recipe.strict)
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML, atomically; running it again reproduces the run."""
+    document = recipe.model_dump(mode="json")
+    write_text(path, yaml.safe_dump(document, sort_keys=False, width=120))
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Put one ``key=value`` into a document; the value is YAML, nested keys have dots.
+
+    Raises:
+        RecipeError: It is no override, or goes into a single value.
+    """
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"'{override}' is not an override. Write key=value, for example imgsz=640.")
+    target = document
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"'{override}' goes into '{parent}', which holds a single value.")
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The value of '{override}' is not valid YAML: {error}.") from error

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The sections of a recipe: how each stage goes about its work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ultra_mq.core import Strict
+from ultra_mq.plan import LossName, ScoreMethod
+from ultra_mq.quantization import Method
+from ultra_mq.runtimes import BuildOptions
+
+
+class CalibrationSettings(Strict):
+    """How the ranges of the quantizers are found."""
+
+    images: int = Field(32, ge=1, description="Images of the train split that set the input ranges.")
+    method: Method = Field(
+        "mse",
+        description="`mse` clips where the squared error is least, `max` takes the largest value; `entropy` and "
+        "`percentile` are ModelOpt's.",
+    )
+    bias_correction: int = Field(16, ge=0, description="Images for bias correction; 0 leaves the biases alone.")
+
+
+class SensitivitySettings(Strict):
+    """How the layers are scored."""
+
+    images: int = Field(32, ge=1, description="Images of the train split on which the loss is differentiated.")
+    method: ScoreMethod = Field(
+        "perturb",
+        description="`perturb` quantizes one layer at a time and measures the change of the outputs; `gradient` is "
+        "ModelOpt's estimate, in one pass for all layers.",
+    )
+    loss: LossName = Field(
+        "outputs",
+        description="`outputs`: change of the model's own outputs, needs no labels; `labels`: detection loss, for "
+        "`gradient` alone.",
+    )
+
+    @model_validator(mode="after")
+    def _labels_need_gradients(self) -> SensitivitySettings:
+        if self.loss == "labels" and self.method != "gradient":
+            raise ValueError("loss 'labels' needs method 'gradient'")
+        return self
+
+
+class EvaluationSettings(Strict):
+    """What is proven at the end."""
+
+    parity: bool = Field(True, description="Also validate the fake-quantized torch model and compare it with the ONNX.")
+    max_parity_gap: float = Field(
+        0.02, gt=0, description="Largest allowed distance in mAP50-95 and agreement between torch and ONNX, in [0, 1]."
+    )
+
+
+class BenchSettings(Strict):
+    """How latency is measured."""
+
+    rounds: int = Field(5, ge=0, description="Rounds in which all artefacts take turns; 0 measures nothing.")
+    runs: int = Field(10, ge=1, description="Passes of each ONNX file on the CPU a round.")
+    engine_runs: int = Field(200, ge=100, description="Passes of each engine on the GPU a round.")
+    threads: int = Field(1, ge=1, description="CPU threads of one inference.")
+
+
+class LatencySettings(Strict):
+    """How the latency of a plan is predicted."""
+
+    probes: int = Field(4, ge=0, description="Mixtures that are measured to learn what borders between formats cost.")
+
+
+class EngineSettings(BuildOptions):
+    """Which engines are built, and how."""
+
+    target: Literal["auto", "tensorrt", "rtx", "none"] = Field(
+        "auto",
+        description="`tensorrt`, `rtx` (TensorRT-RTX), `none`, or `auto`: TensorRT where it works, else TensorRT-RTX.",
+    )
+    repairs: int = Field(4, ge=0, description="How often layers that fail to build may be put back to float.")
+    min_agreement: float = Field(
+        0.97, ge=0, le=1, description="Agreement of an engine with its own ONNX file below which the report warns."
+    )
+    reference: bool = Field(
+        True,
+        description="Also build the FP16 engine where no variant is one, so that there is a speed-up to report.",
+    )

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One model on one data set: loaded, checked, and what there is to tell about the run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ultra_mq.core import Cache, DataError, ModelError, announce, quiet, sha256_of, warn
+from ultra_mq.plan import check_bits
+from ultra_mq.prepare import (
+    Batches,
+    Data,
+    PreparedModel,
+    choose,
+    fingerprint_split,
+    load_data,
+    load_model,
+    torch_device,
+)
+from ultra_mq.session.recipe import Recipe
+from ultra_mq.session.target import Target, find_target
+
+
+@dataclass
+class Session:
+    """One run on its way: what is loaded, and what there is to tell at the end.
+
+    Attributes:
+        recipe: What to do.
+        model: The model, prepared.
+        data: The data, scanned.
+        cache: Where finished stages lie.
+        device: Torch device, such as ``cuda:0``.
+        warnings: What the user should know.
+        seconds: Stage to wall time.
+    """
+
+    recipe: Recipe
+    model: PreparedModel
+    data: Data
+    cache: Cache
+    device: str
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @functools.cached_property
+    def target(self) -> Target:
+        """Where budgets are proven; asked for once, because TensorRT takes seconds to answer.
+
+        Raises:
+            BackendError: The recipe's runtime cannot be used here.
+        """
+        return find_target(self.recipe, self.warn)
+
+    @functools.cached_property
+    def evaluation_key(self) -> dict[str, Any]:
+        """What every evaluation depends on beside the model; all images are read for it, so it is made once."""
+        return {
+            "images": fingerprint_split(self.data.evaluation),
+            "names": {str(key): value for key, value in self.data.names.items()},
+            "annotations": sha256_of(self.data.annotations) if self.data.annotations else None,
+            "imgsz": self.recipe.imgsz,
+            "channels": self.data.channels,
+        }
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and note how long it took."""
+        announce(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def warn(self, message: str) -> None:
+        """Tell the user now, and again in the report; once, however often it is said."""
+        if message not in self.warnings:
+            warn(message)
+            self.warnings.append(message)
+
+    def calibration_batches(self, images: int) -> Batches:
+        """The recipe's choice of ``images`` calibration images."""
+        chosen = choose(self.data.calibration, images, self.recipe.seed)
+        return Batches(self.data.calibration, chosen, self.recipe.batch, self.device)
+
+
+def open_session(recipe: Recipe, cache: Cache | None = None, model: PreparedModel | None = None) -> Session:
+    """Load the model and the data, and check everything that can be checked before work starts.
+
+    Args:
+        recipe: What to do.
+        cache: Cache to use; the default one where it is None.
+        model: A model that is prepared already, in place of the recipe's weights.
+
+    Raises:
+        UltraMQError: The model or the data cannot be used.
+    """
+    device = torch_device(recipe.device)
+    if model is None:
+        with quiet():
+            model = load_model(recipe.model, device)
+    if model.task == "classify":
+        raise ModelError(
+            f"'{model.source}' is a classify model, whose data this command does not read yet. "
+            f"See docs/python.md for the stages that take batches of your own."
+        )
+    data = load_data(recipe.data, recipe.imgsz, model.stride, task=model.task, fraction=recipe.fraction)
+    if len(data.names) != len(model.names):
+        raise DataError(
+            f"'{model.source}' knows {len(model.names)} classes and '{recipe.data}' has {len(data.names)}. "
+            f"Pass the data that the model was trained on."
+        )
+    if data.channels != model.channels:
+        raise DataError(
+            f"'{model.source}' takes images of {model.channels} channels and '{recipe.data}' has {data.channels}. "
+            f"Pass the data that the model was trained on, or write channels: {model.channels} into its YAML."
+        )
+    session = Session(recipe, model, data, cache or Cache(), device)
+    for split in (data.calibration, data.evaluation):
+        if split.skipped:
+            session.warn(f"{split.skipped} unreadable images of the {split.name} split were left out.")
+    if data.overlap:
+        session.warn(
+            f"{data.overlap} of {len(data.evaluation.images)} evaluation images are calibration images too; "
+            f"accuracy on them flatters the quantized model."
+        )
+    for variant in recipe.variants:
+        if variant.bits is not None and (message := check_bits(variant.bits)):
+            session.warn(message)
+    return session
+
+
+def with_recipe(session: Session, recipe: Recipe) -> Session:
+    """The same run with other settings of its stages; what was read of model and data stays read."""
+    other = replace(session, recipe=recipe)
+    other.__dict__["evaluation_key"] = session.evaluation_key
+    return other
+
+
+def require_detection(session: Session) -> None:
+    """Refuse a task whose results cannot be proven yet, before work starts.
+
+    Raises:
+        ModelError: The model is not a detector.
+    """
+    if session.model.task != "detect":
+        raise ModelError(
+            f"'{session.model.source}' is a {session.model.task} model, and accuracy is proven for detection only so "
+            f"far. Quantize it in Python with ultra_mq.quantize(), and validate it with Ultralytics."
+        )
