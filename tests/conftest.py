@@ -76,19 +76,29 @@ def sensitivity(model, calibration, batches):
 
 
 @pytest.fixture(scope="session")
-def plan(model, sensitivity):
+def solve():
+    """Solve for bits with every layer alone: a function of model, scores and bits."""
     from ultra_mq.plan.cost import layer_sizes
-    from ultra_mq.plan.solve import solve_plan
+    from ultra_mq.plan.solve import make_choices, solve_plan
 
-    return solve_plan(model, sensitivity, layer_sizes(model, "weights", IMGSZ), 10)
+    def run(model, sensitivity, bits, cost_model="weights"):
+        choices = make_choices(sensitivity, {cost_model: layer_sizes(model, cost_model, IMGSZ)})
+        return solve_plan(model, choices, cost_model, bits)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def plan(model, sensitivity, solve):
+    return solve(model, sensitivity, 10)
 
 
 @pytest.fixture(scope="session")
 def quantized(model, plan, calibration):
     """Module of ``plan``; copy it before changing it."""
-    from ultra_mq.quantization.apply import apply_plan
+    from ultra_mq.quantization.apply import apply_formats
 
-    return apply_plan(model, plan, calibration)
+    return apply_formats(model, plan.quantized, calibration)
 
 
 @pytest.fixture(scope="session")

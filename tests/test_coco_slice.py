@@ -10,9 +10,10 @@ from ultra_mq.graph.lint import quantized_layers
 from ultra_mq.graph.onnx_ptq import PtqSettings, ptq, save_calibration
 from ultra_mq.jobs.pipeline import run_recipe
 from ultra_mq.measure.accuracy import compare
+from ultra_mq.session.artefacts import evaluate_file
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
-from ultra_mq.session.stages import evaluate_onnx
+from ultra_mq.session.target import host_target
 
 pytestmark = [pytest.mark.coco, pytest.mark.slow]
 
@@ -82,7 +83,8 @@ def test_modelopts_onnx_path(report, document, tmp_path):
     pixels = save_calibration(session.calibration_batches(160), tmp_path / "calibration.npy")
     fp32 = report.folder / report.reference.onnx
     graph = ptq(fp32, tmp_path / "ptq.onnx", pixels, PtqSettings())
-    found = compare(evaluate_onnx(session, graph.path, "ptq"), report.reference.accuracy.detections)
+    accuracy = evaluate_file(session, graph.path, "ptq", host_target(session.recipe))
+    found = compare(accuracy, report.reference.accuracy.detections)
     assert found.agreement == pytest.approx(0.883, abs=0.02)
 
 

@@ -58,7 +58,7 @@ def inside(folder, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, inside):
-    from ultra_mq.cli.main import main
+    from ultra_mq.cli import main
 
     program, *arguments = shlex.split(command)
     assert program == "ultra-mq"

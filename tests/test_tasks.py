@@ -15,7 +15,7 @@ from ultra_mq.graph.onnx_file import read_metadata
 from ultra_mq.plan.gradient import measure_sensitivity
 from ultra_mq.plan.precision_plan import uniform_plan
 from ultra_mq.prepare.model import prepare_model
-from ultra_mq.quantization.apply import apply_plan
+from ultra_mq.quantization.apply import apply_formats
 from ultra_mq.quantization.ranges import calibrate
 from ultra_mq.runtimes.engine import BuildSettings, find_runtime
 from ultra_mq.runtimes.tensorrt_builder import build_engine
@@ -101,11 +101,11 @@ def test_task(family, task, needs_rtx, tmp_path):
     batches = Noise()
     calibration = calibrate(model, batches)
     plan = uniform_plan(model, "int8")
-    module = apply_plan(model, plan, calibration)
+    module = apply_formats(model, plan.quantized, calibration)
     graph = export_onnx(module, tmp_path / "int8.onnx", IMGSZ)
     loaded = onnx.load(graph.path)
     assert quantized_layers(loaded) == set(plan.quantized)
-    assert audit_graph(loaded, plan).findings == ()
+    assert audit_graph(loaded, plan.quantized).findings == ()
 
     assert closest_parity(model.module, module, graph.path) < 1e-3
 

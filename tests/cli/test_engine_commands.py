@@ -3,11 +3,12 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from click.testing import CliRunner
-from ultra_mq.cli.main import main
 
+from ultra_mq.cli import main
 from ultra_mq.graph.export import export_onnx
 
 
@@ -42,7 +43,8 @@ def test_build_bench_inspect_and_val(run, engine, qdq, shapes):
     document = json.loads(out)
     assert code == 0
     assert document["latencies"][str(engine)]["samples"] == 6
-    assert document["latencies"][str(engine)]["speedup"] == 1
+    assert (document["reference"], document["latencies"][str(engine)]["speedup"]) == (str(engine), None)
+    assert document["latencies"][str(qdq.path)]["speedup"] > 0
     code, out, _ = run("inspect", engine, "--json")
     assert json.loads(out)["layers"][0]["precision"] == "Int8"
     code, _, err = run("inspect", engine)
@@ -59,6 +61,26 @@ def test_tables(run, engine, qdq, shapes):
     assert "m.engine: CUDA graph not captured" in err
 
 
+def test_the_reference_is_the_file_that_was_named(run, qdq, qdq_fp16, tmp_path, monkeypatch):
+    """However its path is written, and whether or not it is among the files."""
+    shutil.copy(qdq.path, tmp_path / "a.onnx")
+    shutil.copy(qdq_fp16.path, tmp_path / "b.onnx")
+    for files in (("a.onnx", "b.onnx"), ("a.onnx",)):
+        code, out, _ = run("bench", *files, "--reference", "./b.onnx", "--rounds", 2, "--runs", 2, "--json")
+        document = json.loads(out)
+        assert code == 0
+        assert set(document["latencies"]) == {"a.onnx", "b.onnx"}
+        assert document["reference"] == "b.onnx"
+        assert document["latencies"]["b.onnx"]["speedup"] is None
+        assert document["latencies"]["a.onnx"]["speedup"] > 0
+
+
+def test_a_gpu_that_is_not_there(run, stand_in, qdq):
+    code, _, err = run("build", qdq.path, "--target", "tensorrt", "--device", "3")
+    assert code == 2
+    assert "there is no GPU 3; this process sees 1" in " ".join(err.split())
+
+
 def test_a_repair_is_reported(run, stand_in, qdq, plan):
     path = next(match for name in plan.quantized if (match := re.fullmatch(r"(model\.\d+)\.(cv\d)\.conv", name)))
     stand_in(f"refuse=/{path[1]}/{path[2]}/conv/Conv")
@@ -71,6 +93,7 @@ def test_a_repair_is_reported(run, stand_in, qdq, plan):
 def test_an_engine_that_dies_does_not_take_the_others_along(run, engine, stand_in, qdq, shapes):
     stand_in("crash-run")
     code, out, _ = run("val", qdq.path, engine, f"data={shapes}", "imgsz=160", "--json")
+    assert code == 2
     document = json.loads(out)
     assert "signal 11 during 'infer'" in document["errors"][0]
     assert document["files"][0]["map50_95"] > 0.3

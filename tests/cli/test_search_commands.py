@@ -7,7 +7,8 @@ import json
 import pytest
 import yaml
 from click.testing import CliRunner
-from ultra_mq.cli.main import main
+
+from ultra_mq.cli import main
 
 
 @pytest.fixture

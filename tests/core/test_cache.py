@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -32,7 +34,7 @@ def test_an_entry_is_made_once(tmp_path):
 def test_the_key_follows_settings_and_versions(monkeypatch):
     key = hash_key({"a": 1})
     assert key == hash_key({"a": 1}) != hash_key({"a": 2})
-    monkeypatch.setattr(cache_module, "versions", lambda: {"torch": "0"})
+    monkeypatch.setattr("ultra_mq.core.cache.versions", lambda: {"torch": "0"})
     assert hash_key({"a": 1}) != key
     with pytest.raises(TypeError, match="cannot be part of a cache key"):
         hash_key({"a": object()})
@@ -74,23 +76,54 @@ def test_two_runs_at_once_compute_once(tmp_path, capsys):
     assert "another run is working on the same stage" in capsys.readouterr().err
 
 
-def test_waiting_ends(tmp_path, monkeypatch):
-    from filelock import FileLock
+HOLD = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
 
-    monkeypatch.setattr(cache_module, "LOCK_TIMEOUT_S", 0.2)
+
+@pytest.mark.parametrize("how", ["it ends", "it is killed"])
+def test_a_wait_lasts_as_long_as_the_other_run_lives(tmp_path, how):
+    """However long a build takes: there is no limit to it, and a lock goes with its process."""
     entry = tmp_path / "stage" / hash_key({"stage": "stage"})
     entry.parent.mkdir()
-    with FileLock(entry.with_suffix(".lock")), pytest.raises(RunFolderError, match="Another run has held"):
+    command = [sys.executable, "-c", HOLD, str(entry.with_suffix(".lock")), "1.0" if how == "it ends" else "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        if how == "it is killed":
+            threading.Timer(0.8, holder.kill).start()
+        start = time.monotonic()
         Cache(tmp_path).folder("stage", {}, writer("x", []))
+    assert 0.3 < time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_full_or_read_only_disk(tmp_path, code):
     def fail(folder):
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, os.strerror(code), str(folder / "value.txt"))
 
     with pytest.raises(RunFolderError, match="Cannot write the cache"):
         Cache(tmp_path).folder("stage", {}, fail)
+
+
+def test_a_picture_that_cannot_be_read_is_not_a_fault_of_the_cache(tmp_path):
+    def fail(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/pictures/1.jpg")
+
+    with pytest.raises(PermissionError):
+        Cache(tmp_path).folder("stage", {}, fail)
+
+
+def test_entries_can_be_shared_as_the_umask_says(tmp_path):
+    before = os.umask(0o002)
+    try:
+        entry = Cache(tmp_path).folder("stage", {}, writer("x", []))
+    finally:
+        os.umask(before)
+    assert entry.stat().st_mode & 0o777 == 0o775
 
 
 def test_the_root_is_a_file(tmp_path):

@@ -2,29 +2,28 @@
 """Tests of the audit: a well-placed graph is clean, and each fault put into it is found where it stands."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from ultra_mq.core.kernels import KernelTime
 from ultra_mq.graph.audit import audit_graph
 from ultra_mq.graph.export import export_onnx
-from ultra_mq.plan.precision_plan import make_plan, uniform_plan
-from ultra_mq.quantization.apply import apply_plan
-from ultra_mq.runtimes.inspection import EngineLayer
+from ultra_mq.prepare.model import uniform_formats
+from ultra_mq.quantization.apply import apply_formats
 
 
-def export(model, plan, calibration, folder, placement="runtime"):
+def export(model, formats, calibration, folder, placement="runtime"):
     path = folder / "graph.onnx"
-    export_onnx(apply_plan(model, plan, calibration, placement=placement), path, 160)
+    export_onnx(apply_formats(model, formats, calibration, placement=placement), path, 160)
     return onnx.load(path)
 
 
 @pytest.fixture(scope="module")
 def clean(model, calibration, tmp_path_factory):
-    return export(model, uniform_plan(model, "int8"), calibration, tmp_path_factory.mktemp("audit"))
+    return export(model, uniform_formats(model, "int8"), calibration, tmp_path_factory.mktemp("audit"))
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def rules(audit):
 
 
 def test_our_placement_is_clean(clean, model):
-    found = audit_graph(clean, uniform_plan(model, "int8"))
+    found = audit_graph(clean, uniform_formats(model, "int8"))
     assert found.findings == ()
     assert found.counts == {
         "layer": (81, 88), "residual add": (14, 17), "concat": (17, 21), "pool": (3, 3), "upsampling": (2, 2),
@@ -53,7 +52,7 @@ def test_our_placement_is_clean(clean, model):
 
 
 def test_layers_alone_leave_every_join_in_float(model, calibration, tmp_path):
-    found = audit_graph(export(model, uniform_plan(model, "int8"), calibration, tmp_path, "torch"))
+    found = audit_graph(export(model, uniform_formats(model, "int8"), calibration, tmp_path, "torch"))
     assert found.counts["layer"] == (81, 88)
     assert {rule for rule, _ in rules(found)} == {"float-join"}
     where = [where for _, where in rules(found)]
@@ -79,12 +78,10 @@ def test_unequal_scales_around_a_concat_are_found(graph):
 
 
 def test_a_float_layer_among_quantized_ones_is_an_island(model, calibration, tmp_path):
-    sizes = {layer.name: float(layer.numel) for layer in model.quantizable}
-    choice = {name: "int8" for name in sizes if name != "model.3.conv"}
-    plan = make_plan(model, choice, sizes, budget_bits=9, why="user")
-    graph = export(model, plan, calibration, tmp_path)
-    assert rules(audit_graph(graph, plan)) == [("island", "model.3.conv")]
-    assert rules(audit_graph(graph, uniform_plan(model, "int8"))) == [
+    choice = {name: "int8" for name in uniform_formats(model, "int8") if name != "model.3.conv"}
+    graph = export(model, choice, calibration, tmp_path)
+    assert rules(audit_graph(graph, choice)) == [("island", "model.3.conv")]
+    assert rules(audit_graph(graph, uniform_formats(model, "int8"))) == [
         ("planned-in-float", "model.3.conv"), ("island", "model.3.conv"),
     ]  # fmt: skip
 
@@ -106,10 +103,9 @@ def test_a_pair_that_no_layer_needs_is_dangling(graph):
 
 
 def test_findings_carry_their_measured_time_the_costly_first(model, calibration, tmp_path):
-    graph = export(model, uniform_plan(model, "int8"), calibration, tmp_path, "torch")
-    layer = EngineLayer("concat", "Concat", "Half", ("/model.12/Concat",), reformat=False, ms=0.004)
-    copy_in = replace(layer, name="Reformatting CopyNode", kind="Reformat", reformat=True, ms=0.003)
-    found = audit_graph(graph, layers=(layer, copy_in)).findings
+    graph = export(model, uniform_formats(model, "int8"), calibration, tmp_path, "torch")
+    layer, copy_in = KernelTime(("/model.12/Concat",), 0.004), KernelTime(("/model.12/Concat",), 0.003)
+    found = audit_graph(graph, kernels=(layer, copy_in)).findings
     assert found[0].where == "model.12 (concat)"
     assert found[0].ms == pytest.approx(0.007)
     assert all(finding.ms == 0 for finding in found[1:])

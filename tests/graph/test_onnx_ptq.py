@@ -10,9 +10,9 @@ from ultra_mq.graph.autocast import convert_to_fp16
 from ultra_mq.graph.export import export_onnx
 from ultra_mq.graph.lint import quantized_layers
 from ultra_mq.graph.onnx_ptq import PtqSettings, hot_spots, load_calibration, ptq, ptq_plan, save_calibration
-from ultra_mq.plan.precision_plan import make_plan, uniform_plan
+from ultra_mq.plan.precision_plan import uniform_plan
 from ultra_mq.prepare.data import load_image
-from ultra_mq.quantization.apply import apply_plan
+from ultra_mq.quantization.apply import apply_formats
 
 OPERANDS = {"Conv": 2, "MaxPool": 1, "Resize": 1}
 """How many inputs of an operator are data, where not all are."""
@@ -44,7 +44,7 @@ def test_the_head_stays_in_float(nohead):
 def test_our_placement_quantizes_what_modelopts_onnx_path_does(nohead, model, calibration, tmp_path):
     """Every convolution, add, concat and pool that has a quantized operand there has all of them quantized here."""
     plan = uniform_plan(model, "int8")
-    ours = onnx.load(export_onnx(apply_plan(model, plan, calibration), tmp_path / "ours.onnx", 160).path)
+    ours = onnx.load(export_onnx(apply_formats(model, plan.quantized, calibration), tmp_path / "ours.onnx", 160).path)
     theirs = onnx.load(nohead.path)
 
     def touched(graph, combine):
@@ -65,14 +65,13 @@ def test_our_placement_quantizes_what_modelopts_onnx_path_does(nohead, model, ca
 
 
 def test_a_plan_is_carried_out_by_modelopts_onnx_path(fp32, pixels, model, plan, tmp_path):
-    graph = ptq_plan(fp32, tmp_path / "plan.onnx", pixels, plan)
+    graph = ptq_plan(fp32, tmp_path / "plan.onnx", pixels, plan.quantized)
     assert quantized_layers(onnx.load(graph.path)) == set(plan.quantized)
 
 
 def test_modelopts_onnx_path_refuses_a_mixture(fp32, pixels, model, tmp_path):
     names = [layer.name for layer in model.quantizable]
-    sizes = {layer.name: float(layer.numel) for layer in model.quantizable}
-    mixed = make_plan(model, {names[3]: "int8", names[4]: "fp8"}, sizes, budget_bits=8, why="user")
+    mixed = {names[3]: "int8", names[4]: "fp8"}
     with pytest.raises(PlanError, match="one format beside float, and the plan has fp8, int8"):
         ptq_plan(fp32, tmp_path / "plan.onnx", pixels, mixed)
 

@@ -7,9 +7,9 @@ import pytest
 
 from ultra_mq.graph.export import export_onnx
 from ultra_mq.graph.lint import quantized_layers
-from ultra_mq.graph.repair import find_failed_nodes, keep_in_float, layers_of, repair_plan
-from ultra_mq.plan.precision_plan import uniform_plan
-from ultra_mq.quantization.apply import apply_plan
+from ultra_mq.graph.repair import find_failed_nodes, keep_in_float, layers_of
+from ultra_mq.prepare.model import uniform_formats
+from ultra_mq.quantization.apply import apply_formats
 from ultra_mq.runtimes.onnxruntime import OnnxRuntime
 
 PE = "/model.10/m/m.0/attn/pe/conv/Conv"
@@ -27,7 +27,7 @@ NAMELESS = (
 @pytest.fixture(scope="module")
 def int8(model, calibration, tmp_path_factory):
     """Every layer in INT8, attention included: the graph that TensorRT 8.6 does not build."""
-    module = apply_plan(model, uniform_plan(model, "int8"), calibration)
+    module = apply_formats(model, uniform_formats(model, "int8"), calibration)
     path = tmp_path_factory.mktemp("int8") / "int8.onnx"
     export_onnx(module, path, 160)
     return path
@@ -104,18 +104,6 @@ def test_weights_that_are_stored_as_integers():
     assert [node.op_type for node in repaired.graph.node] == ["Conv"]
     (left,) = repaired.graph.initializer
     assert np.array_equal(onnx.numpy_helper.to_array(left), weight)
-
-
-def test_the_plan_says_what_was_repaired(model):
-    plan = uniform_plan(model, "int8")
-    repaired = repair_plan(plan, ["model.10.m.0.attn.pe.conv"], model)
-    layer = next(layer for layer in repaired.layers if layer.name == "model.10.m.0.attn.pe.conv")
-    assert (layer.format, layer.why) == ("fp16", "repaired")
-    numel = {layer.name: layer.numel for layer in model.quantizable}
-    expected = 8 + 8 * numel["model.10.m.0.attn.pe.conv"] / sum(numel.values())
-    assert repaired.bits == pytest.approx(expected)
-    assert repaired.budget_bits_reached == pytest.approx(expected)
-    assert len(repaired.quantized) == len(plan.quantized) - 1
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ultra_mq.core.errors import BackendError
+from ultra_mq.core.errors import BackendError, ReportError
 from ultra_mq.jobs.api import compare_recipe
 from ultra_mq.jobs.pipeline import run_recipe
 from ultra_mq.plan.precision_plan import load_plan
+from ultra_mq.report.gate import check_report
 
 LAYER, NODE = "model.2.cv2.conv", "/model.2/cv2/conv/Conv"
 
@@ -54,7 +55,9 @@ def test_engines_are_proven_and_repaired(stand_in, recipe):
     for variant in (int8, ptq):
         assert variant.engine_agreement == 1
         assert variant.engine_accuracy.map50_95 == variant.accuracy.map50_95
-    assert fp16.engine_latency.speedup == 1
+    assert fp16.engine_latency.speedup is None
+    assert report.engine_bench.reference == "fp16"
+    assert int8.engine_latency.speedup > 0
     assert int8.engine.repaired == ptq.engine.repaired == (LAYER,)
     assert int8.onnx == "int8/shapes-yolo11n-int8-repaired.onnx"
     saved = load_plan(report.folder / "int8" / "plan.yaml")
@@ -84,6 +87,27 @@ def test_a_second_run_builds_nothing(stand_in, short):
     assert again.variants[1].engine.layers == first.variants[1].engine.layers
 
 
+def test_a_single_run_is_compared_with_an_fp16_engine_of_its_own(stand_in, short):
+    """A lone engine had a speed-up of 1.00, so that a gate for 1.0 always passed."""
+    report = run_recipe(short)
+    assert report.engine_bench.reference == "fp16 (reference)"
+    assert report.variants[1].engine_latency.speedup not in (None, 1)
+    engine = short.engine.model_copy(update={"reference": False})
+    alone = run_recipe(short.model_copy(update={"engine": engine}))
+    assert alone.variants[1].engine_latency.speedup is None
+    with pytest.raises(ReportError, match="has no speed-up of 'int8': it was timed alone"):
+        check_report(alone.folder / "results.json", min_speedup=1.0)
+
+
+def test_the_engine_is_built_and_run_on_the_recipes_gpu(stand_in, short, monkeypatch):
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    # Torch sees no GPU here, TensorRT's process two.
+    monkeypatch.setattr("ultra_mq.session.session.torch_device", lambda device: "cpu")
+    report = run_recipe(short.model_copy(update={"device": "1"}))
+    assert report.variants[1].engine.device == "Stand-in GPU 1"
+    assert report.variants[1].engine_latency.runtime["device"] == "Stand-in GPU 1"
+
+
 def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):
     stand_in("crash-build")
     report = run_recipe(short)
@@ -97,10 +121,8 @@ def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):
 
 
 def test_an_engine_that_dies_when_it_runs(stand_in, short, monkeypatch):
-    from ultra_mq.runtimes.backend import tensorrt_build
-
     # The inspector runs the engine too; here the engine shall die in the validator.
-    monkeypatch.setattr(tensorrt_build, "read_layers", lambda *_: ())
+    monkeypatch.setattr("ultra_mq.runtimes.tensorrt_builder.read_layers", lambda *_: ())
     stand_in("crash-run")
     report = run_recipe(short)
     for variant in report.variants[1:]:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import csv
 import json
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,12 +13,11 @@ import yaml
 from ultra_mq.core.cache import Cache
 from ultra_mq.core.errors import BackendError, DataError, ParityError, PlanError, RunFolderError
 from ultra_mq.graph.lint import Fault
-from ultra_mq.graph.onnx_file import Graph
-from ultra_mq.jobs import engine_results as engines
-from ultra_mq.jobs import pipeline
+from ultra_mq.jobs import engine_results, pipeline
 from ultra_mq.jobs.pipeline import run_recipe
 from ultra_mq.plan.precision_plan import load_plan
-from ultra_mq.session import stages
+from ultra_mq.report.results import VariantResult
+from ultra_mq.session import artefacts, stages
 from ultra_mq.session.recipe import load_recipe, make_recipe
 
 VARIANTS = [
@@ -52,7 +55,8 @@ def test_every_variant_is_proven(report):
         assert variant.parity.holds
         assert variant.latency.samples == 4
         assert variant.engine_mismatches == []
-    assert fp32.latency.speedup == 1
+    assert fp32.latency.speedup is None
+    assert mixed.latency.speedup > 0
 
 
 def test_files_of_the_run_folder(report):
@@ -91,7 +95,7 @@ def test_the_report_reads_well(report):
 
 def test_the_resolved_recipe_reproduces_the_run(report, monkeypatch):
     monkeypatch.setattr(stages, "measure_perturbation", lambda *a, **k: pytest.fail("scores come from the cache"))
-    monkeypatch.setattr(stages, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
+    monkeypatch.setattr(artefacts, "evaluate", lambda *a, **k: pytest.fail("figures come from the cache"))
     again = run_recipe(load_recipe(report.folder / "recipe.yaml"))
     assert again.folder != report.folder
     for one, two in zip(report.variants, again.variants, strict=True):
@@ -104,12 +108,16 @@ def test_an_edited_plan_is_applied(report, settings, tmp_path):
     path = tmp_path / "plan.yaml"
     document = yaml.safe_load((report.folder / "mixed" / "plan.yaml").read_text())
     first = next(layer for layer in document["layers"] if layer["format"] == "int8")
-    first.update(format="fp16", score=0.0, why="user")
+    first.update(format="fp16")  # a person changes just this
     path.write_text(yaml.safe_dump(document))
     plan = load_plan(path)
     recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[2]], "bench": {"rounds": 0}})
     applied = run_recipe(recipe, plans={"mixed": plan})
-    assert first["name"] not in applied.variants[1].plan.quantized
+    made = applied.variants[1].plan
+    assert first["name"] not in made.quantized
+    assert made.bits > plan.bits
+    assert next(layer.why for layer in made.layers if layer.name == first["name"]) == "user"
+    assert any("1 layers of the plan were edited" in warning for warning in applied.warnings)
     assert (applied.folder / "plan.yaml").exists()
     assert applied.variants[1].engine_mismatches == []
 
@@ -162,7 +170,7 @@ def test_parity_failure_is_loud_and_leaves_a_report(settings, tmp_path):
 
 def test_faults_of_the_graph_are_reported(report, settings, tmp_path, monkeypatch):
     fault = Fault("cast-after-dq", "/model.0/conv/Conv", "a Cast stands in the way")
-    monkeypatch.setattr(pipeline, "check_graph", lambda path: Graph(path, 1, (fault,)))
+    monkeypatch.setattr(pipeline, "lint_graph", lambda graph: [fault])
     recipe = make_recipe({**settings, "project": str(tmp_path), "variants": [VARIANTS[1]], "bench": {"rounds": 0}})
     assert run_recipe(recipe).warnings == ("int8: a Cast stands in the way.",)
     assert "- Warning: int8: a Cast stands in the way." in (tmp_path / "autoquant" / "report.md").read_text()
@@ -176,11 +184,11 @@ def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "export_onnx", interrupt)
+        patch.setattr(artefacts, "export_onnx", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "convert_to_fp16", interrupt)
+        patch.setattr(artefacts, "convert_to_fp16", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, cache)
     assert (tmp_path / "cache" / "calibration").exists()
@@ -194,5 +202,45 @@ def test_what_was_not_built_is_said_in_one_line(report, monkeypatch):
     def fail(*_):
         raise BackendError("TensorRT-RTX cannot be used.")
 
-    monkeypatch.setattr(engines, "choose_runtime", fail)
-    assert engines.find_engine_runtime(report.recipe) == (None, ["Engines: TensorRT-RTX cannot be used."])
+    monkeypatch.setattr(engine_results, "choose_runtime", fail)
+    session = SimpleNamespace(recipe=report.recipe)
+    assert engine_results.find_engine_runtime(session) == (None, ["Engines: TensorRT-RTX cannot be used."])
+
+
+def test_the_command_for_the_other_machine_can_be_pasted(settings, tmp_path):
+    folder = tmp_path / "my runs"
+    recipe = make_recipe({**settings, "project": str(folder), "variants": [VARIANTS[1]], "bench": {"rounds": 0}})
+    report = run_recipe(recipe)
+    command = report.not_built[-1].partition("on that machine: ")[2]
+    assert shlex.split(command) == ["ultra-mq", "build", str(report.folder / "shapes-yolo11n-int8.onnx")]
+
+
+def test_two_runs_at_once_take_two_folders(tmp_path):
+    recipe = make_recipe({"project": str(tmp_path), "name": "run"})
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: pipeline.make_run_folder(recipe), range(8)))
+    assert len(set(folders)) == 8
+    again = make_recipe({"project": str(tmp_path), "name": "run", "exist_ok": True})
+    assert pipeline.make_run_folder(again) == pipeline.make_run_folder(again) == tmp_path / "run"
+
+
+def test_a_runtime_that_fails_costs_no_report(settings, tmp_path, monkeypatch):
+    """What cannot be opened or dies is said, and the rest is timed."""
+    opened = []
+
+    def open_file(path, **options):
+        if "int8" in path.name:
+            raise BackendError("OpenVINO cannot load it")
+        opened.append(SimpleNamespace(batch=1, time=lambda runs: [1.0] * runs, describe=dict, close=lambda: None))
+        opened[-1].close = lambda: opened.append("closed")
+        return opened[-1]
+
+    session = SimpleNamespace(
+        recipe=make_recipe({**settings, "runtime": "openvino"}), warn=[].append, stage=lambda name: nullcontext()
+    )
+    monkeypatch.setattr(pipeline, "open_file", open_file)
+    results = [VariantResult(name, f"{name}.onnx", None, 1, None) for name in ("fp32", "int8", "mixed")]
+    fp32, int8, mixed = pipeline._time_on_cpu(session, tmp_path, results)
+    assert (int8.latency, int8.latency_error) == (None, "OpenVINO cannot load it")
+    assert (fp32.latency.speedup, mixed.latency.speedup) == (None, 1)
+    assert opened.count("closed") == 2

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ultra_mq.core.errors import BackendError
-from ultra_mq.measure import bench
-from ultra_mq.measure.bench import WARMUP_RUNS, bench
+from ultra_mq.measure.bench import WARMUP_RUNS, _noise, time_in_turns
 from ultra_mq.measure.gpu import GpuState
 from ultra_mq.runtimes.engine import BuildSettings, find_runtime
 from ultra_mq.runtimes.tensorrt import TensorRt
@@ -35,9 +34,9 @@ class Clock:
 
 def test_percentiles_and_ratio():
     backends = {"fp32": Clock("fp32", [10.0], []), "int8": Clock("int8", [float(t) for t in range(1, 101)], [])}
-    found = bench(backends, rounds=2, runs=100).latencies
+    found = time_in_turns(backends, 2, 100, "fp32").latencies
     assert found["fp32"].p50_ms == 10
-    assert found["fp32"].speedup == 1
+    assert (found["fp32"].speedup, found["fp32"].speedup_interval) == (None, None)
     assert found["int8"].p50_ms == pytest.approx(50.5)
     assert found["int8"].p90_ms == pytest.approx(90.1, abs=0.5)
     assert found["int8"].p95_ms == pytest.approx(95.1, abs=0.5)
@@ -49,14 +48,29 @@ def test_percentiles_and_ratio():
 
 def test_artefacts_take_turns_after_a_warm_up():
     turns = []
-    bench({name: Clock(name, [1.0], turns) for name in ("a", "b")}, rounds=2, runs=5)
+    time_in_turns({name: Clock(name, [1.0], turns) for name in ("a", "b")}, 2, 5, "a")
     assert turns == [("a", WARMUP_RUNS), ("b", WARMUP_RUNS), ("a", 5), ("b", 5), ("a", 5), ("b", 5)]
 
 
-def test_the_reference_can_be_chosen():
+def test_ratios_refer_to_the_reference_alone():
     backends = {name: Clock(name, [ms], []) for name, ms in (("a", 1.0), ("b", 2.0))}
-    assert bench(backends, 2, 3, reference="b").latencies["a"].speedup == 2
-    assert bench(backends, 2, 3, reference="gone").latencies["b"].speedup == 0.5
+    measured = time_in_turns(backends, 2, 3, "b")
+    assert (measured.reference, measured.latencies["a"].speedup) == ("b", 2)
+
+
+@pytest.mark.parametrize("reference", [None, "gone", "broken"])
+def test_without_a_reference_there_is_no_ratio(reference):
+    """A ratio to something else than was asked for would be taken for the one that was."""
+    backends = {name: Clock(name, [1.0], []) for name in ("a", "b")}
+    backends["broken"] = Clock("broken", [1.0], [], fails_in_turn=2)
+    measured = time_in_turns(backends, 2, 3, reference)
+    assert measured.reference is None
+    assert [latency.speedup for latency in measured.latencies.values()] == [None, None]
+
+
+def test_a_lone_artefact_is_not_as_fast_as_itself():
+    latency = time_in_turns({"a": Clock("a", [1.0], [])}, 2, 3, "a").latencies["a"]
+    assert (latency.speedup, latency.speedup_interval) == (None, None)
 
 
 def test_the_interval_covers_the_ratio_and_narrows_with_rounds():
@@ -68,7 +82,7 @@ def test_the_interval_covers_the_ratio_and_narrows_with_rounds():
 
     def interval(rounds):
         backends = {"a": Noisy("a", [2.0], []), "b": Noisy("b", [1.0], [])}
-        return bench(backends, rounds, 50).latencies["b"].speedup_interval
+        return time_in_turns(backends, rounds, 50, "a").latencies["b"].speedup_interval
 
     wide, narrow = interval(5), interval(60)
     assert wide[0] < 2 < wide[1]
@@ -84,9 +98,8 @@ def test_drift_that_hits_all_alike_cancels():
             self.turn += 1
             return [self.times_ms[0] * (1 + self.turn)] * runs
 
-    low, high = (
-        bench({"a": Drifting("a", [3.0], []), "b": Drifting("b", [1.0], [])}, 10, 5).latencies["b"].speedup_interval
-    )
+    backends = {"a": Drifting("a", [3.0], []), "b": Drifting("b", [1.0], [])}
+    low, high = time_in_turns(backends, 10, 5, "a").latencies["b"].speedup_interval
     assert low == high == pytest.approx(3)
 
 
@@ -97,7 +110,7 @@ def test_an_artefact_that_fails_drops_out():
         "b": Clock("b", [1.0], turns, fails_in_turn=5),
         "c": Clock("c", [1.0], turns),
     }
-    found = bench(backends, rounds=3, runs=5)
+    found = time_in_turns(backends, 3, 5, "a")
     assert found.errors == {"b": "it died"}
     assert set(found.latencies) == {"a", "c"}
     assert turns.count(("b", 5)) <= 1
@@ -110,14 +123,14 @@ def test_a_noisy_run_is_flagged(monkeypatch):
             self.turns.append(1)
             return [1.0 + 0.1 * (len(self.turns) % 2)] * runs
 
-    assert bench({"a": Clock("a", [1.0], [])}, 4, 5).noise == ()
-    (reason,) = bench({"a": Jumping("a", [], [])}, 4, 5).noise
+    assert time_in_turns({"a": Clock("a", [1.0], [])}, 4, 5, "a").noise == ()
+    (reason,) = time_in_turns({"a": Jumping("a", [], [])}, 4, 5, "a").noise
     assert reason.startswith("the rounds of a differ by")
     state = GpuState("H200", "580", 1980, 1980, 40, 0, (1,))
     ours = dataclasses.replace(state, processes=(os.getpid(),))
-    assert module._noise({}, {}, ours, ours) == ()
+    assert _noise({}, {}, ours, ours) == ()
     slow = dataclasses.replace(ours, sm_clock_mhz=1500)
-    assert module._noise({}, {}, state, slow) == (
+    assert _noise({}, {}, state, slow) == (
         "1 other processes hold memory on the GPU (1)", "the GPU ended at 1500 of 1980 MHz",
     )  # fmt: skip
 
@@ -139,8 +152,8 @@ def test_a_worker_that_is_killed_does_not_end_the_bench(stand_in, qdq, tmp_path)
             return super().time(runs)
 
     with Dying(files[0], warmup_ms=1) as a, TensorRt(files[1], warmup_ms=1) as b:
-        found = bench({"a": a, "b": b}, rounds=3, runs=4)
+        found = time_in_turns({"a": a, "b": b}, 3, 4, "a")
     assert "signal 9 during 'time'" in found.errors["a"]
     assert found.latencies["b"].samples == 12
-    assert found.latencies["b"].speedup == 1
+    assert found.latencies["b"].speedup is None
     assert found.latencies["b"].wall_p50_ms > 0

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from ultra_mq.core.errors import ModelError
-from ultra_mq.plan.cost import layer_sizes
 from ultra_mq.plan.gradient import measure_sensitivity
-from ultra_mq.plan.precision_plan import make_plan
-from ultra_mq.quantization.apply import apply_plan
+from ultra_mq.quantization.apply import apply_formats
 
 
 def test_every_quantizable_layer_is_scored(model, sensitivity):
@@ -48,15 +46,13 @@ def test_a_layer_is_scored_alone(small, sensitivity, calibration, batches):
 def test_scores_rank_the_real_damage(model, calibration, batches, sensitivity):
     """The layers with the highest scores change the outputs more than those with the lowest."""
     order = sorted(sensitivity.scores, key=lambda name: sensitivity.scores[name]["int8"])
-    sizes = layer_sizes(model, "weights", 160)
     images = next(iter(batches))["img"]
     with torch.no_grad():
         expected = model.module(images)[1]["scores"].sigmoid()
 
     def damage(names):
-        plan = make_plan(model, dict.fromkeys(names, "int8"), sizes, budget_bits=16)
         with torch.no_grad():
-            output = apply_plan(model, plan, calibration)(images)[1]["scores"].sigmoid()
+            output = apply_formats(model, dict.fromkeys(names, "int8"), calibration)(images)[1]["scores"].sigmoid()
         return float((output - expected).square().sum())
 
     quarter = len(order) // 4

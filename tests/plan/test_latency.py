@@ -9,16 +9,14 @@ import pytest
 from ultra_mq.core.kernels import KernelTime
 from ultra_mq.plan.latency import LatencyModel, Probe, find_owners, fit_borders, fit_latency, owners_of
 from ultra_mq.plan.solve import Choices, solve_choice
-from ultra_mq.prepare.flow import trace_flow
 from ultra_mq.search.probing import learn_latency, probe_plans
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
-from ultra_mq.session.target import find_target
 
 
 @pytest.fixture(scope="module")
 def owners(model):
-    return find_owners(trace_flow(model.module), [layer.name for layer in model.quantizable])
+    return find_owners(model.flow, [layer.name for layer in model.quantizable])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_openvino_is_learnt_and_remembered(weights, shapes, calibration, monkeyp
         "calibration": {"images": 8, "bias_correction": 0}, "bench": {"rounds": 2, "runs": 3},
     }  # fmt: skip
     session = open_session(make_recipe(document))
-    target = find_target(session)
+    target = session.target
     latency = learn_latency(session, target)
     plans = probe_plans(session)
     assert list(plans) == ["fp16", "int8", "mixture 1", "mixture 2"]
@@ -121,5 +119,7 @@ def test_openvino_is_learnt_and_remembered(weights, shapes, calibration, monkeyp
     measured = [pair[1] for pair in latency.observed]
     assert predicted[:2] == pytest.approx(measured[:2])
     assert all(times["int8"] > 0 and times["fp16"] > 0 for times in latency.layers_ms.values())
-    monkeypatch.setattr("ultra_mq.search.probing.time_plans", lambda *_: pytest.fail("latencies come from the cache"))
+    monkeypatch.setattr(
+        "ultra_mq.search.probing.time_artefacts", lambda *_: pytest.fail("latencies come from the cache")
+    )
     assert dataclasses.asdict(learn_latency(session, target)) == dataclasses.asdict(latency)

@@ -22,12 +22,10 @@ def test_every_layer_has_a_score(model, scores):
 
 def test_a_score_is_what_one_quantized_layer_changes(model, calibration, batches, scores):
     """The same by another way: the layer quantized by a plan, the whole network run again."""
-    from ultra_mq.plan.precision_plan import make_plan
-    from ultra_mq.quantization.apply import apply_plan
+    from ultra_mq.quantization.apply import apply_formats
 
     name = "model.16.cv2.conv"
-    sizes = {layer.name: 1.0 for layer in model.quantizable}
-    module = apply_plan(model, make_plan(model, {name: "int8"}, sizes, budget_bits=None), calibration)
+    module = apply_formats(model, {name: "int8"}, calibration)
     total = 0
     with torch.no_grad():
         for batch in batches:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from ultra_mq.core.errors import PlanError
 from ultra_mq.plan.precision_plan import uniform_plan
-from ultra_mq.quantization.apply import apply_plan, save_checkpoint
+from ultra_mq.prepare.model import uniform_formats
+from ultra_mq.quantization.apply import apply_formats, correct_biases, save_checkpoint
 
 
 def enabled(module):
@@ -44,7 +44,7 @@ def test_int8_has_255_values(quantized, plan, batches):
 
 def test_uniform_float_changes_nothing(model, calibration, batches):
     images = next(iter(batches))["img"]
-    module = apply_plan(model, uniform_plan(model, "fp16"), calibration)
+    module = apply_formats(model, uniform_formats(model, "fp16"), calibration)
     with torch.no_grad():
         assert torch.equal(module(images)[0], model.module(images)[0])
 
@@ -52,8 +52,8 @@ def test_uniform_float_changes_nothing(model, calibration, batches):
 def test_bias_correction_removes_the_mean_shift(model, calibration, batches):
     plan = uniform_plan(model, "int8")
     # Layers alone: what a join shifts is no layer's fault, and stays.
-    plain = apply_plan(model, plan, calibration, placement="torch")
-    corrected = apply_plan(model, plan, calibration, batches, placement="torch")
+    plain = apply_formats(model, plan.quantized, calibration, placement="torch")
+    corrected = apply_formats(model, plan.quantized, calibration, batches, placement="torch")
     images = torch.cat([batch["img"] for batch in batches])
 
     def mean_shift(module):
@@ -90,12 +90,19 @@ def test_a_checkpoint_keeps_the_quantizers(quantized, model, plan, batches, tmp_
         assert (loaded(images)[0] - quantized(images)[0]).abs().mean() < 0.2
 
 
-def test_a_plan_of_other_weights_is_refused(model, plan, calibration):
-    import dataclasses
+def test_channels_of_a_linear_layer_come_last():
+    """Tokens of an attention block: shape (B, N, C), where the mean shift belongs to C."""
+    from torch import nn
 
-    other = dataclasses.replace(plan, model_fingerprint="0")
-    with pytest.raises(PlanError, match="has other weights"):
-        apply_plan(model, other, calibration)
+    torch.manual_seed(0)
+    reference = nn.Sequential(nn.Linear(4, 3))
+    module = copy.deepcopy(reference)
+    shift = torch.tensor([0.5, -1.0, 2.0])
+    with torch.no_grad():
+        module[0].bias += shift
+    images = [{"img": torch.randn(2, 5, 4)}]
+    correct_biases(module, reference, ["0"], images)
+    assert torch.allclose(module[0].bias, reference[0].bias, atol=1e-6)
 
 
 def test_gradients_flow(quantized, batches):

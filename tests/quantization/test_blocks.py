@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from ultralytics import YOLO
 
-from ultra_mq.plan.precision_plan import uniform_plan
-from ultra_mq.quantization.apply import apply_plan, save_checkpoint
+from ultra_mq.prepare.model import uniform_formats
+from ultra_mq.quantization.apply import apply_formats, save_checkpoint
 
 
 def rounded(tensor, amax):
@@ -20,7 +20,7 @@ def rounded(tensor, amax):
 
 @pytest.fixture(scope="module")
 def int8(model, calibration):
-    return apply_plan(model, uniform_plan(model, "int8"), calibration)
+    return apply_formats(model, uniform_formats(model, "int8"), calibration)
 
 
 def test_a_residual_add_rounds_both_operands(int8, calibration):
@@ -63,7 +63,7 @@ def test_a_block_leaves_the_joins_of_its_children_to_them(int8):
 
 
 def test_layers_alone_leave_the_joins_in_float(model, calibration):
-    module = apply_plan(model, uniform_plan(model, "int8"), calibration, placement="torch")
+    module = apply_formats(model, uniform_formats(model, "int8"), calibration, placement="torch")
     images = [torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8)]
     assert torch.equal(module.model[12](images), torch.cat(images, 1))
     assert not any("cat0" in name or "add0" in name for name, _ in module.named_modules())

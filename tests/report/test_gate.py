@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from ultra_mq.cli.main import main
 
+from ultra_mq.cli import main
 from ultra_mq.measure.accuracy import Accuracy, save_accuracy
 from ultra_mq.measure.bootstrap import _Scored, bootstrap_agreement, bootstrap_map
 from ultra_mq.measure.coco import Detections, score_agreement
+from ultra_mq.report.results import SCHEMA
 
 IMAGES = tuple(f"{number}.jpg" for number in range(40))
 
@@ -82,9 +83,10 @@ def results(tmp_path):
             ap = _Scored(found).average_precision(np.ones(40))
             save_accuracy(Accuracy(ap, ap, 40, None, None, found), tmp_path / "accuracy" / name)
         latency = {"speedup": speedup[0], "speedup_interval": speedup[1:]}
-        variants = [{"name": "fp32"}, {"name": "int8", "latency": latency}]
+        alone = {"speedup": None, "speedup_interval": None}
+        variants = [{"name": "fp32"}, {"name": "alone", "latency": alone}, {"name": "int8", "latency": latency}]
         path = tmp_path / "results.json"
-        path.write_text(json.dumps({"schema": "ultra-mq/results/1", "variants": variants}))
+        path.write_text(json.dumps({"schema": SCHEMA, "variants": variants}))
         return str(path)
 
     return write
@@ -110,8 +112,9 @@ def test_exit_codes(results, miss, speedup, options, code, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--max-drop", "1", "--variant", "nobody"], "has no variant 'nobody'. It has fp32, int8"),
+        (["--max-drop", "1", "--variant", "nobody"], "has no variant 'nobody'. It has fp32, alone, int8"),
         (["--min-speedup", "1", "--variant", "fp32"], "has no latency of 'fp32'"),
+        (["--min-speedup", "1", "--variant", "alone"], "has no speed-up of 'alone': it was timed alone"),
         ([], "Name a limit"),
     ],
 )

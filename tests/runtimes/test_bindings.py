@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ultra_mq.runtimes.backend import trt_worker
+from ultra_mq.runtimes import trt_worker
 
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser",

@@ -13,10 +13,13 @@ from ultra_mq.graph.autocast import convert_to_fp16
 from ultra_mq.graph.export import export_onnx
 from ultra_mq.graph.lint import quantized_layers
 from ultra_mq.graph.onnx_file import read_metadata
-from ultra_mq.plan.cost import layer_sizes
+from ultra_mq.plan.gradient import measure_sensitivity
+from ultra_mq.plan.perturb import measure_perturbation
 from ultra_mq.plan.precision_plan import make_plan, uniform_plan
-from ultra_mq.plan.solve import solve_plan
-from ultra_mq.quantization.apply import apply_plan
+from ultra_mq.plan.prices import weight_prices
+from ultra_mq.prepare.data import Batches
+from ultra_mq.prepare.model import uniform_formats
+from ultra_mq.quantization.apply import apply_formats
 from ultra_mq.runtimes.engine import BuildSettings, find_runtime
 from ultra_mq.runtimes.tensorrt_builder import build_engine
 
@@ -27,12 +30,12 @@ def plan(model):
     choice = dict(uniform_plan(model, "fp8").quantized)
     others = [layer.name for layer in model.quantizable if layer.name not in choice]
     choice |= dict.fromkeys(others[::2], "int8")
-    return make_plan(model, choice, layer_sizes(model, "weights", 160), budget_bits=8, why="user")
+    return make_plan(model, choice, weight_prices(model), why="user")
 
 
 @pytest.fixture(scope="module")
 def module(model, plan, calibration):
-    return apply_plan(model, plan, calibration)
+    return apply_formats(model, plan.quantized, calibration)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,30 @@ def test_layers_of_few_channels_and_depthwise_ones_stay_out(model):
     assert "model.0.conv" not in chosen
 
 
-def test_the_solver_takes_what_hurts_less_and_never_fp8_for_a_small_layer(model, sensitivity):
+def test_the_solver_takes_what_hurts_less_and_never_fp8_for_a_small_layer(model, sensitivity, solve):
+    able = uniform_formats(model, "fp8")
     scores = {name: {"int8": 1.0, "fp8": 2.0 if index % 2 else 0.5} for index, name in enumerate(sensitivity.scores)}
+    for name in scores.keys() - able.keys():
+        del scores[name]["fp8"]
     both = dataclasses.replace(sensitivity, scores=scores)
-    found = solve_plan(model, both, layer_sizes(model, "weights", 160), 8)
+    found = solve(model, both, 8)
     channels = {layer.name: layer.channels for layer in model.quantizable}
     for index, (name, kind) in enumerate(found.quantized.items()):
         assert kind == ("fp8" if index % 2 == 0 and channels[name] > 16 else "int8")
     assert found.bits == pytest.approx(8)
+
+
+@pytest.mark.parametrize("method", ["perturb", "gradient"])
+def test_a_layer_without_kernels_has_no_score(model, calibration, batches, method):
+    """A score of nothing would say that the format costs nothing there."""
+    able = uniform_formats(model, "fp8")
+    few = Batches(batches.split, [0, 1], 2)
+    if method == "perturb":
+        scores = measure_perturbation(model, calibration, few, ("int8", "fp8")).scores
+    else:
+        scores = measure_sensitivity(model, calibration, few, "outputs", ("int8", "fp8")).scores
+    assert {name for name, by_format in scores.items() if "fp8" in by_format} == set(able)
+    assert all("int8" in by_format for by_format in scores.values())
 
 
 def test_ranges_are_those_of_each_format(module, plan, calibration):

@@ -74,9 +74,9 @@ def test_mismatches(model):
     plan = uniform_plan(model, "int8")
     types = {layer.name: "Int8" for layer in model.quantizable} | {layer.name: "Half" for layer in model.kept}
     types["model.23.dfl.conv"] = "Float"
-    assert find_mismatches(plan, types) == []
-    assert find_mismatches(plan, {**types, "model.0.conv": "Half"}) == [("model.0.conv", "int8", "Half")]
+    assert find_mismatches(plan.by_layer, types) == []
+    assert find_mismatches(plan.by_layer, {**types, "model.0.conv": "Half"}) == [("model.0.conv", "int8", "Half")]
     del types["model.1.conv"]
-    assert find_mismatches(plan, types) == [("model.1.conv", "int8", "missing")]
+    assert find_mismatches(plan.by_layer, types) == [("model.1.conv", "int8", "missing")]
     kept = dataclasses.replace(plan, layers=tuple(layer for layer in plan.layers if layer.why == "kept"))
     assert find_mismatches(kept, {"model.23.dfl.conv": "Half"})[0][2] == "missing"

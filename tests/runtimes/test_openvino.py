@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from ultra_mq.cli.main import main
 
+from ultra_mq.cli import main
 from ultra_mq.core.errors import BackendError
 from ultra_mq.runtimes.backend import open_file
 from ultra_mq.runtimes.onnxruntime import OnnxRuntime

@@ -70,7 +70,7 @@ def test_only_float_convolutions_of_a_quantized_graph_are_told_their_type(qdq, p
 
 def test_rtx_runs_every_layer_in_the_precision_of_the_plan(needs_rtx, qdq_fp16, plan, metadata, tmp_path):
     engine = build_engine(qdq_fp16.path, tmp_path / "m.engine", metadata, RTX, find_runtime(RTX))
-    assert find_mismatches(plan, engine.layer_types) == []
+    assert find_mismatches(plan.by_layer, engine.layer_types) == []
     assert engine.layer_types["model.23.dfl.conv"] == "Float"  # part of box decode, kept in FP32 on purpose
     assert {"Int8", "Half"} <= set(engine.layer_types.values())
     assert (engine.device, engine.flags) == ("8.9", ())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ultra_mq.core.errors import BackendError
-from ultra_mq.runtimes.backend import trt_worker
+from ultra_mq.runtimes import trt_worker
 from ultra_mq.runtimes.worker import Interpreter, Segment, Worker, WorkerError
 
 

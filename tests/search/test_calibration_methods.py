@@ -3,7 +3,8 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from ultra_mq.cli.main import main
+
+from ultra_mq.cli import main
 
 
 def test_methods_and_numbers_of_images_are_compared(weights, shapes):

@@ -132,7 +132,7 @@ def inspect(
         layers = load_engine(engine_file).layers
     else:
         layers = read_layers(engine_file, trt_python, gpu_index(device))
-    planned = {layer.name: layer.format for layer in load_plan(plan_file).layers} if plan_file else {}
+    planned = load_plan(plan_file).by_layer if plan_file else {}
     mismatches = find_mismatches(planned, executed_types(layers))
     if as_json:
         click.echo(json.dumps({"layers": [asdict(layer) for layer in layers], "mismatches": mismatches}, indent=2))

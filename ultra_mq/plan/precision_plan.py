@@ -81,6 +81,11 @@ class PrecisionPlan:
     predicted_ms: float | None = None
 
     @property
+    def by_layer(self) -> dict[str, str]:
+        """Layer name to format of every layer."""
+        return {layer.name: layer.format for layer in self.layers}
+
+    @property
     def quantized(self) -> dict[str, str]:
         """Layer name to format of every layer that is not in float."""
         return {layer.name: layer.format for layer in self.layers if layer.format != FLOAT}

@@ -68,7 +68,7 @@ class VariantResult:
         """Layers that the engine runs in another type than planned: name, planned, executed."""
         if self.engine is None or self.plan is None:
             return []
-        return find_mismatches({layer.name: layer.format for layer in self.plan.layers}, self.engine.layer_types)
+        return find_mismatches(self.plan.by_layer, self.engine.layer_types)
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,8 @@ def _slow_engine(report: Report, variant: VariantResult) -> str:
     share = 100 * sum(layer.ms or 0.0 for layer in reformats) / total if total else 0.0
     return (
         f"The engine of {variant.name} is slower than {reference} ({speedup(variant.engine_latency)}): "
-        f"{len(reformats)} reformats between INT8 and float take {share:.0f} % of its layers' time. Deploy FP16 here, or "
-        f"quantize what lies between the convolutions too, as ultra-mq ptq does."
+        f"{len(reformats)} reformats between INT8 and float take {share:.0f} % of its layers' time. Deploy FP16 here, "
+        f"or quantize what lies between the convolutions too, as ultra-mq ptq does."
     )
 
 

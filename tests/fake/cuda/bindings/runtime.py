@@ -2,6 +2,7 @@
 
 import ctypes
 import enum
+import os
 import time
 import types
 
@@ -17,12 +18,26 @@ class cudaStreamCaptureMode(enum.Enum):
     cudaStreamCaptureModeThreadLocal = 0
 
 
+CURRENT = [0]
+
+
+def cudaGetDeviceCount():
+    return 0, int(os.environ.get("FAKE_GPUS", "1"))
+
+
+def cudaSetDevice(device):
+    CURRENT[0] = device
+    return (0,)
+
+
 def cudaGetDevice():
-    return 0, 0
+    return 0, CURRENT[0]
 
 
 def cudaGetDeviceProperties(device):
-    return 0, types.SimpleNamespace(name=b"Stand-in GPU\0", major=9, minor=0, totalGlobalMem=1 << 30)
+    name = b"Stand-in GPU\0" if device == 0 else f"Stand-in GPU {device}\0".encode()
+    uuid = types.SimpleNamespace(bytes=bytes([device]) * 16)
+    return 0, types.SimpleNamespace(name=name, uuid=uuid, major=9, minor=0, totalGlobalMem=1 << 30)
 
 
 def cudaDriverGetVersion():
