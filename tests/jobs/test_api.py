@@ -102,7 +102,7 @@ def test_an_interrupted_training_resumes_with_its_quantizers(yolo, shapes, tmp_p
     layers = enabled(yolo.model)
     assert seen == [(2, layers)]
     assert enabled(resumed.model) == layers
-    assert resumed.model.quantization.plan.quantized.keys() == layers
+    assert resumed.model.quantization.formats.keys() == layers
 
 
 def test_distillation_draws_the_outputs_to_the_float_models(weights, shapes, batches, tmp_path):
@@ -118,11 +118,13 @@ def test_distillation_draws_the_outputs_to_the_float_models(weights, shapes, bat
     model = ultra_mq.quantize(YOLO(weights), bits=8, data=shapes, **SETTINGS)
     for module in model.model.modules():
         if type(module).__name__ == "TensorQuantizer" and module.is_enabled and module.amax.numel() == 1:
-            module.amax = module.amax * 4
+            module.amax = module.amax * 16
     before = distance(model.model)
-    settings = {**train_settings(shapes, tmp_path), "lr0": 2e-4, "epochs": 5, "nbs": 4}
+    settings = {**train_settings(shapes, tmp_path), "lr0": 1e-3, "epochs": 4, "nbs": 4, "name": "distilled"}
     model.train(**settings, distill_model=str(weights))
-    assert distance(model.model.float()) < 0.8 * before
+    # The best checkpoint is the one of the best mAP, which on a dozen pictures is any of them.
+    last = ultra_mq.load(tmp_path / "distilled" / "weights" / "last.pt")
+    assert distance(last.model.float()) < 0.8 * before
 
 
 def test_every_process_of_a_multi_gpu_training_gets_the_quantized_network(yolo, shapes, tmp_path):

@@ -129,10 +129,10 @@ def test_annotations_are_found_by_file_names(tmp_path, data):
     folder = tmp_path / "annotations"
     folder.mkdir()
     names = [path.name for path in data.evaluation.images]
-    (folder / "instances_a.json").write_text(json.dumps({"images": [{"file_name": names[0]}]}))
+    (folder / "instances_a.json").write_text(json.dumps({"images": [{"file_name": names[0], "id": 1}]}))
     (folder / "instances_broken.json").write_text("{")
     assert find_annotations(tmp_path, data.evaluation) is None
-    whole = {"images": [{"file_name": f"val2017/{name}"} for name in [*names, "more.jpg"]]}
+    whole = {"images": [{"file_name": f"val2017/{name}", "id": name} for name in [*names, "more.jpg"]]}
     (folder / "instances_z.json").write_text(json.dumps(whole))
     assert find_annotations(tmp_path, data.evaluation) == folder / "instances_z.json"
 

@@ -76,7 +76,7 @@ def test_a_checkpoint_loads_where_nobody_imported_us(int8, model, tmp_path):
         "import json, sys; from ultralytics import YOLO; module = YOLO(sys.argv[1]).model\n"
         "names = [n for n, m in module.named_modules() if type(m).__name__ == 'TensorQuantizer' and m.is_enabled]\n"
         "record = module.quantization\n"
-        "print(json.dumps([sorted(names), record.placement, len(record.plan.quantized)]))"
+        "print(json.dumps([sorted(names), record.placement, len(record.formats)]))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     names, placement, quantized = json.loads(done.stdout.splitlines()[-1])

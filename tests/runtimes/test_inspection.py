@@ -79,4 +79,4 @@ def test_mismatches(model):
     del types["model.1.conv"]
     assert find_mismatches(plan.by_layer, types) == [("model.1.conv", "int8", "missing")]
     kept = dataclasses.replace(plan, layers=tuple(layer for layer in plan.layers if layer.why == "kept"))
-    assert find_mismatches(kept, {"model.23.dfl.conv": "Half"})[0][2] == "missing"
+    assert find_mismatches(kept.by_layer, {"model.23.dfl.conv": "Half"})[0][2] == "missing"

@@ -109,7 +109,7 @@ def test_the_segment_has_no_name_once_it_is_open(worker, qdq):
 
 def test_a_worker_ends_with_its_parent(stand_in):
     code = (
-        "import os; from ultra_mq.backends.worker import *; w = Worker(Interpreter());"
+        "import os; from ultra_mq.runtimes.worker import *; w = Worker(Interpreter());"
         "print(w.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

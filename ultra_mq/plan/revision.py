@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from dataclasses import replace
 
 from ultra_mq.core import FLOAT, FORMATS, PlanError
 from ultra_mq.plan.precision_plan import LayerPlan, PrecisionPlan, with_figures
@@ -61,14 +62,8 @@ def settle_plan(plan: PrecisionPlan, model: PreparedModel, prices: Prices) -> Pr
         PlanError: The plan does not fit the model, see ``check_plan``.
     """
     check_plan(plan, model)
-    layers = []
-    for layer in plan.layers:
-        if layer.why != "kept" and _is_edited(layer, plan, prices):
-            score = 0.0 if layer.format == FLOAT else None
-            layers.append(LayerPlan(layer.name, layer.format, score, prices.of(layer.name, layer.format), "user"))
-        else:
-            layers.append(layer)
-    return with_figures(plan, tuple(layers), model, prices)
+    layers = tuple(layer if layer.why == "kept" else _settle_layer(layer, plan, prices) for layer in plan.layers)
+    return with_figures(plan, layers, model, prices)
 
 
 def repair_plan(plan: PrecisionPlan, names: Collection[str], model: PreparedModel, prices: Prices) -> PrecisionPlan:
@@ -89,9 +84,16 @@ def repair_plan(plan: PrecisionPlan, names: Collection[str], model: PreparedMode
     return with_figures(plan, layers, model, prices)
 
 
+def _settle_layer(layer: LayerPlan, plan: PrecisionPlan, prices: Prices) -> LayerPlan:
+    cost = prices.of(layer.name, layer.format)
+    if not _is_edited(layer, plan, prices):
+        return replace(layer, cost=layer.cost if cost is None else cost)
+    return LayerPlan(layer.name, layer.format, 0.0 if layer.format == FLOAT else None, cost, "user")
+
+
 def _is_edited(layer: LayerPlan, plan: PrecisionPlan, prices: Prices) -> bool:
-    """Whether the format of a layer is not the one that its figures were written for."""
-    if layer.score is not None and (layer.score == 0.0) != (layer.format == FLOAT):
+    """Whether the format of a layer is not the one that its figures were written for, as far as they tell."""
+    if layer.format == FLOAT and layer.score:
         return True
     # MACs depend on the image size and milliseconds on the machine; weights stay what they are.
     return plan.cost_model == "weights" and layer.cost != prices.of(layer.name, layer.format)

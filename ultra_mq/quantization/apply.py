@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ultra_mq.core import FORMATS, atomic_path, quantize_config, quiet
+from ultra_mq.core import FLOAT, FORMATS, atomic_path, quantize_config, quiet
 from ultra_mq.prepare import Batches, Placement, PreparedModel, place_joins
 from ultra_mq.quantization.ranges import Calibration
 from ultra_mq.quantization.record import QuantizationRecord
@@ -29,7 +29,7 @@ def apply_formats(
 
     Args:
         model: Prepared model; it is copied, not changed.
-        formats: Layer name to format, of the layers to quantize; all others stay in float.
+        formats: Layer name to format; layers that are missing stay in float.
         calibration: Ranges of its layers and joins, taken for the same placement.
         correction: Images for bias correction, or None to leave the biases alone.
         placement: ``runtime`` quantizes joins too; otherwise only layers.
@@ -45,6 +45,7 @@ def apply_formats(
         from ultra_mq.quantization.blocks import register
 
         register()
+        formats = {layer: name for layer, name in formats.items() if name != FLOAT}
         module = copy.deepcopy(model.module)
         entries = [
             entry
@@ -57,7 +58,7 @@ def apply_formats(
                 FORMATS[name].join_config(join, calibration.amax_for(join, name)) for join, name in joins.items()
             ]
             _announce_joins(module, joins)
-        module.quantization = QuantizationRecord(dict(formats), placement)  # type: ignore[assignment]
+        module.quantization = QuantizationRecord(formats, placement)  # type: ignore[assignment]
         with torch.no_grad():
             # The input ranges are known, so ModelOpt calibrates the weights alone and needs no images.
             module = mtq.quantize(module, quantize_config(entries))
