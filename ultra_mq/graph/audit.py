@@ -7,17 +7,17 @@ graph that anybody made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ultra_mq.core import KernelTime
-from ultra_mq.graph.lint import lint_graph, quantized_layers
-from ultra_mq.graph.tidy import constant_bytes
+from ultra_mq.graph.lint import constant_array, lint_graph, made_by, made_from, quantized_layers
 from ultra_mq.prepare import LAYER_OPS, layer_of
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 JOIN_NAMES = {"Add": "residual add", "Concat": "concat", "MaxPool": "pool", "Resize": "upsampling"}
 """Operators that a runtime computes in INT8 if all their operands are, by the name that a reader knows."""
@@ -67,151 +67,146 @@ def audit_graph(
         planned: Layer name to format, of the layers that the graph should quantize.
         kernels: Profiled layers of an engine that was built from it.
     """
-    graph = _Graph(model)
-    findings = [*_planned_in_float(model, planned or {}), *_joins(graph), *_islands(graph), *_dangling(graph)]
+    import onnx_ir as ir
+
+    graph = ir.from_proto(model).graph
+    findings = [*_planned_in_float(graph, planned or {}), *_joins(graph), *_islands(graph), *_dangling(graph)]
     findings += [
         Finding(fault.rule, fault.node, layer_of(fault.node) or "graph", fault.message) for fault in lint_graph(model)
     ]
     timed = [_with_time(finding, kernels) for finding in findings]
-    counts = {"layer": (len(quantized_layers(model)), len(graph.of_type(LAYER_OPS, weighted=True)))}
+    counts = {"layer": (len(quantized_layers(model)), len(_layers(graph)))}
     for kind, name in JOIN_NAMES.items():
-        nodes = graph.of_type((kind,))
-        counts[name] = (sum(all(graph.dequantized(node)) for node in nodes), len(nodes))
+        nodes = [node for node in graph if node.op_type == kind]
+        counts[name] = (sum(all(_dequantized(node)) for node in nodes), len(nodes))
     return Audit(counts, tuple(sorted(timed, key=lambda finding: -(finding.ms or 0.0))))
 
 
-class _Graph:
-    """A graph with its edges."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)
-        self.constants = constant_bytes(model.graph)
-        self.producers = {output: node for node in self.nodes for output in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-
-    def of_type(self, types: Iterable[str], *, weighted: bool = False) -> list[onnx.NodeProto]:
-        """Nodes of some types; with ``weighted`` only those that have a weight."""
-        found = [node for node in self.nodes if node.op_type in tuple(types)]
-        return [node for node in found if not weighted or self._is_weight(node.input[1])]
-
-    def operands(self, node: onnx.NodeProto) -> list[str]:
-        """What a node computes with: not the sizes of a Resize, nor a constant that is added."""
-        inputs = list(node.input[:1]) if node.op_type in ("MaxPool", "Resize") else list(node.input)
-        return [name for name in inputs if name not in self.constants]
-
-    def dequantized(self, node: onnx.NodeProto) -> list[bool]:
-        """Whether each operand comes from DequantizeLinear."""
-        sources = [self.producers.get(name) for name in self.operands(node)]
-        return [source is not None and source.op_type == "DequantizeLinear" for source in sources]
-
-    def scale(self, name: str) -> str | None:
-        """Name of the scale of a tensor that comes from DequantizeLinear."""
-        source = self.producers.get(name)
-        return source.input[1] if source is not None and source.op_type == "DequantizeLinear" else None
-
-    def layers_before(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Nearest layers upstream of a node."""
-        return self._nearest([self.producers.get(name) for name in node.input], upstream=True)
-
-    def layers_after(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Nearest layers downstream of a node."""
-        return self._nearest([reader for name in node.output for reader in self.readers.get(name, [])], upstream=False)
-
-    def _nearest(self, start: Sequence[onnx.NodeProto | None], *, upstream: bool) -> list[onnx.NodeProto]:
-        found, queue, seen = [], list(start), set()
-        while queue:
-            node = queue.pop()
-            if node is None or node.output[0] in seen:
-                continue
-            seen.add(node.output[0])
-            if node.op_type in LAYER_OPS:
-                found.append(node)
-            elif upstream:
-                queue += [self.producers.get(name) for name in node.input]
-            else:
-                queue += [reader for name in node.output for reader in self.readers.get(name, [])]
-        return found
-
-    def _is_weight(self, name: str) -> bool:
-        while (source := self.producers.get(name)) is not None and source.op_type in (*QDQ, "Cast", "Transpose"):
-            name = source.input[0]
-        return name in self.constants
+def _layers(graph: ir.Graph) -> list[ir.Node]:
+    """Layers that have a weight, not products of two tensors."""
+    return [node for node in graph if node.op_type in LAYER_OPS and _is_weight(node.inputs[1])]
 
 
-def _planned_in_float(model: onnx.ModelProto, planned: Mapping[str, str]) -> list[Finding]:
-    quantized = quantized_layers(model)
-    nodes = {layer_of(node.name): node.name for node in model.graph.node if node.op_type in LAYER_OPS}
+def _is_weight(value: ir.Value | None) -> bool:
+    while made_by(value) in (*QDQ, "Cast", "Transpose"):
+        value = made_from(value)
+    return _is_constant(value)
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and (value.is_initializer() or made_by(value) == "Constant")
+
+
+def _operands(node: ir.Node) -> list[ir.Value]:
+    """What a node computes with: not the sizes of a Resize, nor a constant that is added."""
+    inputs = node.inputs[:1] if node.op_type in ("MaxPool", "Resize") else node.inputs
+    return [value for value in inputs if value is not None and not _is_constant(value)]
+
+
+def _dequantized(node: ir.Node) -> list[bool]:
+    """Whether each operand comes from DequantizeLinear."""
+    return [made_by(value) == "DequantizeLinear" for value in _operands(node)]
+
+
+def _neighbours(node: ir.Node, *, upstream: bool) -> list[ir.Node]:
+    if upstream:
+        return [made for value in node.inputs if value is not None and (made := value.producer()) is not None]
+    return list(node.successors())
+
+
+def _nearest_layers(node: ir.Node, *, upstream: bool) -> list[ir.Node]:
+    """Layers before or behind a node, with no other layer between."""
+    layers, queue, seen = [], _neighbours(node, upstream=upstream), set()
+    while queue:
+        other = queue.pop()
+        if other in seen:
+            continue
+        seen.add(other)
+        if other.op_type in LAYER_OPS:
+            layers.append(other)
+        else:
+            queue += _neighbours(other, upstream=upstream)
+    return layers
+
+
+def _planned_in_float(graph: ir.Graph, planned: Mapping[str, str]) -> list[Finding]:
+    nodes = {layer_of(str(node.name)): node for node in graph if node.op_type in LAYER_OPS}
     message = "the plan wants {}, and its input or weight is not quantized"
     return [
-        Finding("planned-in-float", nodes.get(name, ""), name, message.format(wanted))
+        Finding("planned-in-float", str(nodes[name].name) if name in nodes else "", name, message.format(wanted))
         for name, wanted in planned.items()
-        if name not in quantized
+        if name not in nodes or not all(made_by(value) == "DequantizeLinear" for value in nodes[name].inputs[:2])
     ]
 
 
-def _joins(graph: _Graph) -> list[Finding]:
-    found = []
-    for node in graph.of_type(JOIN_NAMES):
-        name = JOIN_NAMES[node.op_type]
-        where = f"{layer_of(node.name)} ({name})"
-        operands, ready = graph.operands(node), graph.dequantized(node)
+def _joins(graph: ir.Graph) -> list[Finding]:
+    findings = []
+    for node in graph:
+        if node.op_type not in JOIN_NAMES:
+            continue
+        name = str(node.name)
+        where = f"{layer_of(name)} ({JOIN_NAMES[node.op_type]})"
+        operands, ready = _operands(node), _dequantized(node)
         if not operands or (node.op_type == "Add" and len(operands) < 2):
             continue
         if any(ready) and not all(ready):
-            floats = ", ".join(operand for operand, done in zip(operands, ready, strict=True) if not done)
+            floats = ", ".join(str(operand.name) for operand, done in zip(operands, ready, strict=True) if not done)
             message = f"{ready.count(False)} of {len(ready)} operands are in float: {floats}"
-            found.append(Finding("float-operand", node.name, where, message))
-        elif not any(ready) and _wanted_in_int8(graph, node):
+            findings.append(Finding("float-operand", name, where, message))
+        elif not any(ready) and _wanted_in_int8(node):
             message = "in float between INT8 layers, so reformatted before and after"
-            found.append(Finding("float-join", node.name, where, message))
+            findings.append(Finding("float-join", name, where, message))
         if node.op_type == "Concat" and all(ready):
-            scales = {graph.scale(operand) for operand in operands}
-            scales |= {reader.input[1] for reader in graph.readers.get(node.output[0], []) if reader.op_type in QDQ}
-            if (count := len({graph.constants.get(scale or "") for scale in scales})) > 1:
+            ends = [operand.producer() for operand in operands]
+            ends += [reader for reader in node.successors() if reader.op_type in QDQ]
+            if (count := len({_scale(end) for end in ends})) > 1:
                 message = f"{count} scales meet here, so operands are rescaled"
-                found.append(Finding("unequal-scales", node.name, where, message))
-    return found
+                findings.append(Finding("unequal-scales", name, where, message))
+    return findings
 
 
-def _wanted_in_int8(graph: _Graph, node: onnx.NodeProto) -> bool:
-    return _is_quantized_later(graph, node) and any(all(graph.dequantized(n)[:1]) for n in graph.layers_before(node))
+def _scale(node: ir.Node | None) -> bytes | None:
+    """Value of the scale of a QuantizeLinear or DequantizeLinear: equal ones may stand under different names."""
+    scale = constant_array(node.inputs[1]) if node is not None else None
+    return None if scale is None else scale.tobytes()
 
 
-def _is_quantized_later(graph: _Graph, node: onnx.NodeProto) -> bool:
+def _wanted_in_int8(node: ir.Node) -> bool:
+    before = _nearest_layers(node, upstream=True)
+    return _is_quantized_later(node) and any(all(_dequantized(layer)[:1]) for layer in before)
+
+
+def _is_quantized_later(node: ir.Node) -> bool:
     """Whether the result goes into QuantizeLinear, through other joins or at once."""
-    readers = [reader for name in node.output for reader in graph.readers.get(name, [])]
     return any(
-        reader.op_type == "QuantizeLinear" or (reader.op_type in JOIN_NAMES and _is_quantized_later(graph, reader))
-        for reader in readers
+        reader.op_type == "QuantizeLinear" or (reader.op_type in JOIN_NAMES and _is_quantized_later(reader))
+        for reader in node.successors()
     )
 
 
-def _islands(graph: _Graph) -> list[Finding]:
+def _islands(graph: ir.Graph) -> list[Finding]:
     """Layers in float whose neighbours on both sides are quantized."""
     message = "in float between INT8 layers, so reformatted before and after"
-    found = []
-    for node in graph.of_type(LAYER_OPS, weighted=True):
-        around = [graph.layers_before(node), graph.layers_after(node)]
-        if any(graph.dequantized(node)) or not all(around):
+    findings = []
+    for node in _layers(graph):
+        around = [_nearest_layers(node, upstream=True), _nearest_layers(node, upstream=False)]
+        if any(_dequantized(node)) or not all(around):
             continue
-        if all(all(graph.dequantized(layer)) for side in around for layer in side):
-            found.append(Finding("island", node.name, layer_of(node.name), message))
-    return found
+        if all(all(_dequantized(layer)) for side in around for layer in side):
+            findings.append(Finding("island", str(node.name), layer_of(str(node.name)), message))
+    return findings
 
 
-def _dangling(graph: _Graph) -> list[Finding]:
+def _dangling(graph: ir.Graph) -> list[Finding]:
     """Q/DQ that no INT8 kernel needs: they cost accuracy and two kernels."""
     useful = (*LAYER_OPS, *JOIN_NAMES, "AveragePool", "GlobalAveragePool", "Split", "Slice", "Reshape", "Transpose")
-    found = []
-    for node in graph.of_type(("DequantizeLinear",)):
-        readers = graph.readers.get(node.output[0], [])
-        if not any(reader.op_type in (*useful, *QDQ) for reader in readers):
-            types = ", ".join(sorted({reader.op_type for reader in readers})) or "nothing"
-            found.append(Finding("dangling", node.name, layer_of(node.name), f"a Q/DQ pair is read by {types} only"))
-    return found
+    findings = []
+    for node in graph:
+        types = sorted({reader.op_type for reader in node.successors()})
+        if node.op_type == "DequantizeLinear" and not set(types) & {*useful, *QDQ}:
+            message = f"a Q/DQ pair is read by {', '.join(types) or 'nothing'} only"
+            findings.append(Finding("dangling", str(node.name), layer_of(str(node.name)), message))
+    return findings
 
 
 def _with_time(finding: Finding, kernels: Sequence[KernelTime]) -> Finding:

@@ -53,8 +53,7 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
                 f"ONNX export failed: {error}. {' '.join(messages[-2:])} "
                 f"Run with --debug for the traceback, and check that torch and onnx are the documented versions."
             ) from error
-        graph = load_graph(Path(written))
-        tidy_qdq(graph)
+        graph = tidy_qdq(load_graph(Path(written)))
     return save_graph(graph, path)
 
 

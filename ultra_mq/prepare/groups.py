@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ultra_mq.prepare.components import connected
 from ultra_mq.prepare.flow import Op
 
 MEETING = ("cat", "add")
@@ -27,33 +28,18 @@ def find_groups(flow: tuple[Op, ...], layers: Collection[str]) -> tuple[tuple[st
     Returns:
         Groups in the order of the forward pass, each layer in exactly one.
     """
-    parent = {name: name for name in layers}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    def bind(names: Collection[str]) -> None:
-        first, *others = (find(name) for name in names)
-        for other in others:
-            parent[find(other)] = find(first)
-
     origins = _origins(flow, layers)
     views = _views(flow)
+    order: dict[str, None] = {}
     readers: dict[int, list[str]] = {}
+    bonds: list[list[str]] = []
     for op in flow:
-        if op.kind == "conv" and op.module in parent:
+        if op.kind == "conv" and op.module in layers:
+            order[op.module] = None
             readers.setdefault(views.get(op.inputs[0], op.inputs[0]), []).append(op.module)
         if op.kind in MEETING and (made_by := set().union(*(origins.get(tensor, set()) for tensor in op.inputs))):
-            bind(sorted(made_by))
-    for names in readers.values():
-        bind(names)
-    groups: dict[str, list[str]] = {}
-    for op in flow:
-        if op.kind == "conv" and op.module in parent and op.module not in groups.get(find(op.module), ()):
-            groups.setdefault(find(op.module), []).append(op.module)
-    return tuple(tuple(members) for members in groups.values())
+            bonds.append(sorted(made_by))
+    return tuple(tuple(members) for members in connected(order, [*bonds, *readers.values()]))
 
 
 def find_links(flow: tuple[Op, ...], layers: Collection[str]) -> dict[str, tuple[str, ...]]:

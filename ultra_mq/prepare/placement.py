@@ -10,10 +10,11 @@ their input. They are applied to the flow of tensors, so a new block needs no ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ultra_mq.prepare.components import connected
 from ultra_mq.prepare.flow import Op
 
 Placement = Literal["runtime", "torch", "onnx"]
@@ -69,22 +70,12 @@ def shared_ranges(flow: tuple[Op, ...], placement: Placement) -> tuple[frozenset
     """
     if placement != "runtime":
         return tuple(frozenset({site.name}) for op in flow if op.kind == "conv" for site in sites_of(op))
-    parent: dict[int, int] = {}
-
-    def find(tensor: int) -> int:
-        while parent.setdefault(tensor, tensor) != tensor:
-            tensor = parent[tensor]
-        return tensor
-
-    for op in flow:
-        if op.kind in COPIES:
-            for tensor in (*op.inputs, *op.outputs):
-                parent[find(tensor)] = find(op.outputs[0])
-    groups: dict[int, set[str]] = {}
-    for op in flow:
-        for site in sites_of(op):
-            groups.setdefault(find(site.tensor), set()).add(site.name)
-    return _merge_overlapping(groups.values())
+    bonds: list[tuple[str | int, ...]] = [(*op.inputs, *op.outputs) for op in flow if op.kind in COPIES]
+    # A pool that runs three times is one site of three tensors, which binds them too.
+    bonds += [(site.name, site.tensor) for op in flow for site in sites_of(op)]
+    items = dict.fromkeys(item for bond in bonds for item in bond)
+    groups = (frozenset(item for item in group if isinstance(item, str)) for group in connected(items, bonds))
+    return tuple(group for group in groups if group)
 
 
 def place_joins(flow: tuple[Op, ...], quantized: Mapping[str, str]) -> dict[str, str]:
@@ -114,13 +105,3 @@ def place_joins(flow: tuple[Op, ...], quantized: Mapping[str, str]) -> dict[str,
         for tensor in op.inputs:
             wanted.setdefault(tensor, set()).update(formats)
     return dict(reversed(found))
-
-
-def _merge_overlapping(groups: Iterable[set[str]]) -> tuple[frozenset[str], ...]:
-    """Merge groups that share a site: a pool that runs three times has one quantizer."""
-    merged: list[set[str]] = []
-    for group in groups:
-        overlapping = [other for other in merged if other & group]
-        merged = [other for other in merged if not other & group]
-        merged.append(group.union(*overlapping))
-    return tuple(frozenset(group) for group in merged)
