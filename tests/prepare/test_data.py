@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import torch
 import yaml
 
 from ultra_mq.core.errors import DataError
-from ultra_mq.prepare.data import Batches, choose, find_annotations, fingerprint_split, load_data
+from ultra_mq.measure.coco import score_agreement
+from ultra_mq.measure.evaluation import evaluate
+from ultra_mq.prepare.data import Batches, choose, find_annotations, fingerprint_split, load_data, match_images
+from ultra_mq.prepare.model import load_model
 
 
 @pytest.fixture
@@ -135,6 +140,70 @@ def test_annotations_are_found_by_file_names(tmp_path, data):
     whole = {"images": [{"file_name": f"val2017/{name}", "id": name} for name in [*names, "more.jpg"]]}
     (folder / "instances_z.json").write_text(json.dumps(whole))
     assert find_annotations(tmp_path, data.evaluation) == folder / "instances_z.json"
+
+
+def two_cameras(shapes, tmp_path):
+    """The val split as two folders whose pictures have the same names."""
+    for camera, offset in (("cam1", 0), ("cam2", 6)):
+        for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+            folder = tmp_path / kind / camera
+            folder.mkdir(parents=True)
+            for number in range(6):
+                source = shapes.parent / kind / "val" / f"{number + offset:05d}.{suffix}"
+                shutil.copy(source, folder / f"{number:05d}.{suffix}")
+    document = yaml.safe_load(shapes.read_text())
+    val = [str(tmp_path / "images" / camera) for camera in ("cam1", "cam2")]
+    path = tmp_path / "cameras.yaml"
+    path.write_text(yaml.safe_dump({**document, "path": str(shapes.parent), "val": val}))
+    return path
+
+
+def test_pictures_of_one_name_in_two_folders_are_two(shapes, weights, tmp_path):
+    """They were one image in agreement and interval: a box found in the wrong picture counted as right."""
+    data = load_data(two_cameras(shapes, tmp_path), 160, 32)
+    names = [f"{camera}/{number:05d}.jpg" for camera in ("cam1", "cam2") for number in range(6)]
+    assert list(data.evaluation.names.values()) == names
+    accuracy = evaluate(load_model(weights).module, data, label="cameras")
+    assert sorted(accuracy.detections.images) == names
+    assert set(accuracy.detections.file_names) <= set(names)
+    first = accuracy.detections.file_names[0]
+    other = first.replace("cam1", "camX").replace("cam2", "cam1").replace("camX", "cam2")
+    moved = dataclasses.replace(accuracy.detections, file_names=(other, *accuracy.detections.file_names[1:]))
+    assert score_agreement(accuracy.detections, accuracy.detections) == 1
+    assert score_agreement(moved, accuracy.detections) < 1
+
+
+def test_pictures_of_one_folder_keep_their_file_names(data):
+    assert list(data.evaluation.names.values()) == [path.name for path in data.evaluation.images]
+
+
+def test_images_are_matched_to_annotations_by_path_then_by_a_unique_name():
+    entries = [{"file_name": name, "id": index} for index, name in enumerate(("a/1.jpg", "b/1.jpg", "b/2.jpg"))]
+    assert match_images(entries, ["b/1.jpg", "2.jpg"]) == {"b/1.jpg": 1, "2.jpg": 2}
+    assert match_images(entries, ["1.jpg"]) is None
+    assert match_images(entries, ["3.jpg"]) is None
+
+
+def test_the_annotations_of_the_other_split_are_not_read(tmp_path, data, monkeypatch):
+    """Those of COCO's train split are 450 MB of JSON."""
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    entries = [{"file_name": path.name, "id": path.name} for path in data.evaluation.images]
+    for split in ("train", "val"):
+        (folder / f"instances_{split}.json").write_text(json.dumps({"images": entries}))
+    read = []
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, read_text=Path.read_text: (read.append(self), read_text(self))[1]
+    )
+    assert find_annotations(tmp_path, data.evaluation).name == "instances_val.json"
+    assert [path.name for path in read] == ["instances_val.json"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"images": 3}'])
+def test_json_that_is_no_annotation_file(tmp_path, data, text):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val.json").write_text(text)
+    assert find_annotations(tmp_path, data.evaluation) is None
 
 
 def test_letterbox_pads_and_does_not_stretch(own_shapes):

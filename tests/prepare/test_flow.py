@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Tests of the recorded flow of tensors."""
 
+import weakref
+
 import torch
 from torch import nn
 
@@ -43,6 +45,26 @@ def test_every_operation_is_shown_with_what_it_reads(model):
 def test_every_convolution_of_a_model_is_seen_once(model):
     seen = [op.module for op in trace_flow(model.module) if op.kind == "conv"]
     assert sorted(seen) == sorted(layer.name for layer in (*model.quantizable, *model.kept))
+
+
+def test_tensors_are_freed_while_images_pass():
+    """Calibration at full size needs no more memory than inference: what nobody reads any more is gone."""
+    alive, most = [], 0
+    chain = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(20)))
+
+    def observe(op, inputs):
+        nonlocal most
+        alive.append(weakref.ref(inputs[0]))
+        most = max(most, sum(tensor() is not None for tensor in alive))
+
+    observe_flow(chain, torch.zeros(1, 3, 8, 8), observe)
+    assert len(alive) == 20
+    assert most <= 3
+
+
+def test_a_freed_tensors_number_is_not_given_again():
+    numbers = [op.outputs[0] for op in trace_flow(nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(50))))]
+    assert len(set(numbers)) == 50
 
 
 def test_the_hooks_are_gone_afterwards(model):

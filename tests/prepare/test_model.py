@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import pytest
 import torch
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO, YOLOE, YOLOWorld
 
 from ultra_mq.core.errors import ModelError
 from ultra_mq.prepare.model import load_model, prepare_model
@@ -72,6 +72,15 @@ def test_an_unknown_task_is_refused():
     yolo.model.task = "depth"
     with pytest.raises(ModelError, match="depth model; supported: detect"):
         prepare_model(yolo)
+
+
+@pytest.mark.parametrize(("kind", "name", "head"), [
+    (RTDETR, "rtdetr-resnet50.yaml", "RTDETRDecoder"), (YOLOWorld, "yolov8s-worldv2.yaml", "WorldDetect"),
+    (YOLOE, "yoloe-11s.yaml", "YOLOEDetect"),
+])  # fmt: skip
+def test_heads_that_cannot_be_compared_are_refused_by_what_they_are(kind, name, head):
+    with pytest.raises(ModelError, match=f"ends in a {head}, whose outputs .* ultra-mq ptq"):
+        prepare_model(kind(name).model)
 
 
 def test_a_quantized_model_is_refused(quantized):

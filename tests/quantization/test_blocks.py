@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Tests of the blocks that quantize their joins, against sums and concats done by hand."""
 
+import copy
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -60,6 +62,25 @@ def test_a_block_leaves_the_joins_of_its_children_to_them(int8):
         "m.0.m.0.add0_quantizer0", "m.0.m.0.add0_quantizer1", "m.0.m.1.add0_quantizer0", "m.0.m.1.add0_quantizer1",
         "m.0.cat0_quantizer", "m.0.cat0_quantizer", "cat0_quantizer", "cat0_quantizer", "cat0_quantizer",
     ]  # fmt: skip
+
+
+def test_threads_do_not_take_each_others_blocks(int8):
+    """Threads inside blocks at once: each quantizes its own joins, as one alone does.
+
+    Each has a network of its own, since ModelOpt's quantized convolutions are not safe to share.
+    """
+    blocks = [copy.deepcopy(int8.model[6]) for _ in range(4)]
+    images = [torch.rand(1, blocks[0].cv1.conv.in_channels, 16, 16) for _ in blocks]
+
+    def run(block, image):
+        with torch.no_grad():
+            return [block(image) for _ in range(8)]
+
+    alone = [run(block, image)[0] for block, image in zip(blocks, images, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, blocks, images))
+    for expected, results in zip(alone, together, strict=True):
+        assert all(torch.equal(expected, result) for result in results)
 
 
 def test_layers_alone_leave_the_joins_in_float(model, calibration):

@@ -9,8 +9,10 @@ from ultra_mq.measure.accuracy import Accuracy
 from ultra_mq.measure.bench import Bench, Latency
 from ultra_mq.measure.coco import Detections
 from ultra_mq.plan.precision_plan import uniform_plan
+from ultra_mq.plan.scores import Sensitivity
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.report.tables import advice, engine_row, loss_rows, milliseconds, points, result_row, verdict
+from ultra_mq.report.write import write_report
 from ultra_mq.runtimes.engine import Engine
 from ultra_mq.runtimes.inspection import EngineLayer
 from ultra_mq.session.recipe import Recipe
@@ -104,6 +106,37 @@ def test_a_slow_engine_is_not_recommended(tmp_path, results):
 def test_an_engine_that_was_not_run_has_dashes(results):
     row = engine_row(dataclasses.replace(results[1], engine=make_engine({"a": "Int8"}, target="rtx")))
     assert row[1:9] == ("TensorRT-RTX 8.6.0, H200", *["-"] * 7)
+
+
+def report_of(tmp_path, model, results, **changes):
+    plan = results[1].plan
+    scores = Sensitivity("outputs", 1, {layer.name: {"int8": 1.0} for layer in model.quantizable})
+    searched = tuple(dataclasses.replace(layer, why="searched") for layer in plan.layers if layer.why != "kept")
+    plan = dataclasses.replace(plan, layers=searched, **changes.pop("plan", {}))
+    int8 = dataclasses.replace(results[1], plan=plan)
+    return dataclasses.replace(Report(tmp_path, Recipe(), (results[0], int8), sensitivity=scores), **changes)
+
+
+@pytest.mark.parametrize("why", ["repaired", "user"])
+def test_a_report_of_a_plan_whose_first_layer_was_not_searched(tmp_path, model, results, why):
+    """There was none, and a second run from the cache ended in the same IndexError."""
+    report = report_of(tmp_path, model, results)
+    plan = report.variants[1].plan
+    for layers in ((dataclasses.replace(plan.layers[0], why=why), *plan.layers[1:]),
+                   tuple(dataclasses.replace(layer, why=why) for layer in plan.layers)):  # fmt: skip
+        made = dataclasses.replace(report.variants[1], plan=dataclasses.replace(plan, layers=layers))
+        write_report(dataclasses.replace(report, variants=(report.variants[0], made)))
+        assert (tmp_path / "sensitivity.png").exists()
+
+
+def test_names_of_classes_and_files_are_no_markup(tmp_path, model, results):
+    recipe = Recipe(model="<img src=x onerror=alert(1)>.pt", data="<b>d</b>.yaml")
+    warnings = ("class '<script>alert(2)</script>' is empty",)
+    write_report(report_of(tmp_path, model, results, recipe=recipe, warnings=warnings))
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page
 
 
 def test_numbers():

@@ -46,6 +46,23 @@ def test_timing(engine):
         assert len(backend.wall_ms) == 10
 
 
+def test_a_captured_graph_is_replayed(engine, qdq, image, monkeypatch):
+    monkeypatch.setenv("FAKE_CUDA_GRAPH", "1")
+    with TensorRt(engine.path, warmup_ms=1) as backend:
+        assert all(sample > 0.5 for sample in backend.time(5)), "a replay runs the network"
+        assert backend.describe()["cuda_graph"] == "captured"
+        assert np.array_equal(backend.infer(image)[0], OnnxRuntime(qdq.path).infer(image)[0])
+
+
+def test_the_gpu_is_selected(engine, monkeypatch):
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    with TensorRt(engine.path, device=1) as backend:
+        assert backend.describe()["device"] == "Stand-in GPU 1"
+        assert backend.gpu_uuid == "GPU-01010101-0101-0101-0101-010101010101"
+    with pytest.raises(BackendError, match="there is no GPU 2; this process sees 2"):
+        TensorRt(engine.path, device=2)
+
+
 def test_a_file_that_is_no_engine(stand_in, tmp_path):
     (tmp_path / "x.engine").write_bytes(b"\0" * 100)
     with pytest.raises(BackendError, match=r"x\.engine' cannot be opened: Serialization assertion failed"):

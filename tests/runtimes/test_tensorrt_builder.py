@@ -9,10 +9,13 @@ import pytest
 from ultralytics.nn.backends.base import BaseBackend
 
 from ultra_mq.graph.export import export_onnx
+from ultra_mq.graph.lint import quantized_layers
+from ultra_mq.prepare.names import layer_of
 from ultra_mq.runtimes.engine import BuildSettings, find_runtime
 from ultra_mq.runtimes.inspection import find_mismatches
+from ultra_mq.runtimes.tensorrt import TensorRt
 from ultra_mq.runtimes.tensorrt_builder import _choose_flags, _choose_precisions, build_engine
-from ultra_mq.runtimes.worker import WorkerError
+from ultra_mq.runtimes.worker import Interpreter, Worker, WorkerError
 
 RTX = BuildSettings(target="rtx")
 
@@ -34,6 +37,54 @@ def test_a_timing_cache_for_each_set_of_precisions(stand_in, qdq, metadata, tmp_
     (cache,) = (tmp_path / "timing").iterdir()
     assert cache.name == "Stand-in_GPU-8.6.0-FP16-INT8.timing"
     assert cache.read_bytes() == b"++"
+
+
+def told(build, tmp_path, monkeypatch):
+    """What a build told TensorRT."""
+    monkeypatch.setenv("FAKE_TRT_RECORD", str(tmp_path / "told.json"))
+    build()
+    return json.loads((tmp_path / "told.json").read_text())
+
+
+def test_a_weakly_typed_builder_is_told_every_type(stand_in, qdq, metadata, tmp_path, monkeypatch):
+    settings = BuildSettings(version_compatible=True)
+    runtime = find_runtime(settings)
+    assert not runtime.strongly_typed
+    found = told(
+        lambda: build_engine(qdq.path, tmp_path / "m.engine", metadata, settings, runtime), tmp_path, monkeypatch
+    )
+    # TF32 is no FP32: it is switched off where box decode must be exact.
+    assert found["flags"] == ["FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS", "VERSION_COMPATIBLE"]
+    assert found["creation_flags"] == 1
+    assert found["types"]["/model.23/dfl/conv/Conv"] == ["FLOAT", "out FLOAT"]
+    quantized = quantized_layers(onnx.load(qdq.path))
+    halves = {layer_of(name) for name, types in found["types"].items() if types[0] == "HALF"}
+    assert halves
+    assert not halves & quantized
+
+
+@pytest.mark.parametrize("version", ["10.13.0", "11.4.0"])
+def test_a_strongly_typed_builder_is_told_by_its_graph(stand_in, qdq_fp16, metadata, tmp_path, monkeypatch, version):
+    """No precision flags, which 11 does not have, and no types of layers."""
+    monkeypatch.setenv("FAKE_TRT_VERSION", version)
+    runtime = find_runtime(BuildSettings())
+    assert (runtime.version, runtime.strongly_typed) == (version, True)
+    path = tmp_path / "m.engine"
+    found = told(lambda: build_engine(qdq_fp16.path, path, metadata, BuildSettings(), runtime), tmp_path, monkeypatch)
+    assert found == {"flags": ["TF32"], "creation_flags": 0b11, "types": {}}
+    with TensorRt(path) as backend:
+        assert backend.describe()["version"] == version
+
+
+def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(stand_in, qdq, tmp_path):
+    """A full disk threw the engine away after an hour of building, because the cache was written first."""
+    plan = tmp_path / "plan"
+    settings = {**BuildSettings().model_dump(mode="json"), "flags": ["FP16", "INT8"], "compute_capability": None}
+    with Worker(Interpreter()) as worker:
+        nowhere = str(tmp_path / "gone" / "x.timing")
+        worker.call("build", 60, onnx=str(qdq.path), plan=str(plan), settings=settings, timing_cache=nowhere)
+        assert "the timing cache cannot be kept" in worker.read_log()
+    assert plan.read_bytes() == qdq.path.read_bytes()
 
 
 def test_a_failed_build_leaves_no_file(stand_in, qdq, metadata, tmp_path):

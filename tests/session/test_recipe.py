@@ -49,6 +49,11 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
         ({"variants": [{"name": "a", "precision": "int8", "bits": 9}]}, [], "precision 'mixed' needs a budget"),
         ({"variants": [{"name": "a"}]}, [], "precision 'mixed' needs a budget"),
         ({"variants": [{"name": "a", "bits": 9}, {"name": "a", "bits": 10}]}, [], "name of its own"),
+        ({"variants": [{"name": "a", "bits": 9}, {"name": "A", "bits": 10}]}, [], "name of its own"),
+        ({"variants": [{"name": "fp32", "precision": "int8"}]}, [], "no variant can be called 'fp32'"),
+        ({"variants": [{"name": "accuracy", "precision": "int8"}]}, [], "no variant can be called 'accuracy'"),
+        ({"variants": [{"name": "..", "precision": "int8"}]}, [], "name"),
+        ({"variants": [{"name": ".hidden", "precision": "int8"}]}, [], "name"),
         ({"engine": {"compute_capability": "sm89"}}, [], "compute_capability"),
     ],
 )

@@ -5,6 +5,9 @@ about TensorRT; what ran on the real one is in docs/verified.md.
 
 ``FAKE_TRT`` in the environment makes it fail: ``hang-run``, ``crash-run``, ``crash-build``, or ``refuse=<name>``, which
 refuses to build a graph whose node of that name has quantized inputs, in the words of TensorRT 8.6.
+
+``FAKE_TRT_VERSION`` makes it a strongly typed version: 10 still has the flags and layer types of 8.6, 11 has not.
+``FAKE_TRT_RECORD`` names a file for what a build was told: flags, creation flags, types of layers.
 """
 
 import ctypes
@@ -13,10 +16,12 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
-__version__ = "8.6.0"
+__version__ = os.environ.get("FAKE_TRT_VERSION", "8.6.0")
+MAJOR = int(__version__.split(".")[0])
 BEHAVIOUR = os.environ.get("FAKE_TRT", "")
 
 
@@ -39,12 +44,18 @@ class DataType(enum.Enum):
     FLOAT, HALF = range(2)
 
 
-class BuilderFlag(enum.Enum):
-    FP16, INT8, PREFER_PRECISION_CONSTRAINTS, TF32 = range(4)
+WEAKLY_TYPED_FLAGS = ("FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS") if MAJOR < 11 else ()
+BuilderFlag = enum.Enum("BuilderFlag", [*WEAKLY_TYPED_FLAGS, "TF32", "VERSION_COMPATIBLE"])
 
 
 class LayerType(enum.Enum):
-    CONSTANT = 0
+    CONSTANT, CAST, QUANTIZE, DEQUANTIZE, SHAPE, OTHER = range(6)
+
+
+TYPES = {
+    "Constant": LayerType.CONSTANT, "Cast": LayerType.CAST, "QuantizeLinear": LayerType.QUANTIZE,
+    "DequantizeLinear": LayerType.DEQUANTIZE, "Shape": LayerType.SHAPE,
+}  # fmt: skip
 
 
 class LayerInformationFormat(enum.Enum):
@@ -55,16 +66,49 @@ class ProfilingVerbosity(enum.Enum):
     DETAILED = 0
 
 
-class NetworkDefinitionCreationFlag(enum.IntEnum):
-    EXPLICIT_BATCH = 0
+CREATION_FLAGS = {"EXPLICIT_BATCH": 0, **({"STRONGLY_TYPED": 1} if MAJOR >= 10 else {})}
+NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", CREATION_FLAGS)
 
 
 def nptype(_):
     return np.float32
 
 
+class Tensor:
+    dtype = DataType.FLOAT
+
+
+class Layer:
+    """A layer of the network; only a weakly typed version can be told its types."""
+
+    def __init__(self, node):
+        self.name, self.type, self.num_outputs = node.name, TYPES.get(node.op_type, LayerType.OTHER), 1
+        self.told = []
+
+    def get_output(self, index):
+        return Tensor()
+
+    def __setattr__(self, name, value):
+        if name == "precision":
+            if MAJOR >= 11:
+                raise AttributeError("ILayer has no attribute 'precision'")
+            self.told.append(value.name)
+        object.__setattr__(self, name, value)
+
+    def set_output_type(self, index, kind):
+        self.told.append(f"out {kind.name}")
+
+
 class Network:
-    num_layers = 0
+    def __init__(self, flags):
+        self.flags, self.layers, self.content = flags, [], b""
+
+    @property
+    def num_layers(self):
+        return len(self.layers)
+
+    def get_layer(self, index):
+        return self.layers[index]
 
 
 class Cache:
@@ -76,11 +120,14 @@ class Cache:
 
 
 class Config:
+    def __init__(self):
+        self.flags = {"TF32"}  # on by default, as TensorRT has it
+
     def set_flag(self, flag):
-        pass
+        self.flags.add(flag.name)
 
     def clear_flag(self, flag):
-        pass
+        self.flags.discard(flag.name)
 
     def create_timing_cache(self, content):
         return Cache(content)
@@ -100,7 +147,10 @@ class OnnxParser:
         self.network = network
 
     def parse(self, content):
+        import onnx
+
         self.network.content = content
+        self.network.layers = [Layer(node) for node in onnx.load_from_string(content).graph.node]
         return True
 
 
@@ -109,13 +159,17 @@ class Builder:
         self.logger = logger
 
     def create_network(self, flags):
-        return Network()
+        return Network(flags)
 
     def create_builder_config(self):
         return Config()
 
     def build_serialized_network(self, network, config):
         fail("build")
+        if "FAKE_TRT_RECORD" in os.environ:
+            types = {layer.name: layer.told for layer in network.layers if layer.told}
+            told = {"flags": sorted(config.flags), "creation_flags": network.flags, "types": types}
+            Path(os.environ["FAKE_TRT_RECORD"]).write_text(json.dumps(told))
         if BEHAVIOUR.startswith("refuse="):
             name = BEHAVIOUR.partition("=")[2]
             if quantized(network.content, name):
@@ -158,7 +212,11 @@ class Engine:
     def __init__(self, content):
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(content)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if MAJOR >= 10:  # it cannot fuse Q/DQ with scales in FP16
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        self.session = onnxruntime.InferenceSession(content, options)
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.shapes = {value.name: tuple(value.shape) for value in values}
         self.names = list(self.shapes)
@@ -208,7 +266,15 @@ class Context:
         self.addresses[name] = address
 
     def execute_async_v3(self, stream):
+        from cuda.bindings import runtime
+
         fail("run")
+        if runtime.CAPTURED:
+            runtime.CAPTURED[-1].append(self.run)
+            return True
+        return self.run()
+
+    def run(self):
         arrays = {name: self.array(name) for name in self.engine.names}
         results = self.engine.session.run(None, {self.engine.names[0]: arrays[self.engine.names[0]]})
         for name, result in zip(self.engine.names[1:], results, strict=True):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ultra_mq.core.errors import RecipeError, SweepError
+from ultra_mq.jobs.sweep.executors import LocalExecutor, RayExecutor
 from ultra_mq.jobs.sweep.study import open_study, run_sweep
 from ultra_mq.jobs.sweep.sweep_file import load_sweep, trial_document, trial_folder
 from ultra_mq.jobs.sweep.trial import REQUEST, RESULT, run_trial
@@ -117,6 +118,71 @@ def busy(driver):
         if "ultra_mq.jobs.sweep.trial" in words and not (Path(words[-2]) / RESULT).exists():
             found.append(int(pid))
     return found
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / REQUEST).write_text("{}")
+    return tmp_path
+
+
+def test_a_trial_that_hangs_is_ended(folder, monkeypatch):
+    monkeypatch.setattr("ultra_mq.jobs.sweep.executors.COMMAND", ("-c", "import time; time.sleep(600)"))
+    executor = LocalExecutor(1, timeout_s=0.3)
+    executor.start(folder)
+    assert executor.wait() == (folder, "it did not end in 0.3 s")
+    assert not executor.running
+
+
+def test_a_trial_that_crashes_names_its_log(folder, monkeypatch):
+    monkeypatch.setattr("ultra_mq.jobs.sweep.executors.COMMAND", ("-c", "import sys; sys.exit('no memory')"))
+    executor = LocalExecutor(1, timeout_s=60)
+    executor.start(folder)
+    assert executor.wait() == (folder, f"its process ended with 1, see '{folder / 'log.txt'}'")
+    assert "no memory" in (folder / "log.txt").read_text()
+
+
+class Ray:
+    """As much of Ray as an executor needs: one task that ends, fails, or never does."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            pass
+
+    def __init__(self, ends, result=None):
+        self.ends, self.result, self.cancelled = ends, result, []
+
+    def wait(self, tasks, num_returns, timeout):
+        return (tasks, []) if self.ends else ([], tasks)
+
+    def get(self, task):
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    def cancel(self, task, force):
+        self.cancelled.append(task)
+
+
+def on_ray(folder, ray):
+    executor = RayExecutor.__new__(RayExecutor)
+    executor.ray, executor.timeout_s, executor.running = ray, 5, {"task": folder}
+    return executor.wait()
+
+
+def test_what_ray_says_of_a_failure_is_kept(folder):
+    """It was swallowed, and the message named a log that only local trials write."""
+    found, why = on_ray(folder, Ray(True, Ray.exceptions.RayError("The worker died of OOM")))
+    assert (found, why) == (folder, "The worker died of OOM")
+    assert on_ray(folder, Ray(True, {"values": {}})) == (folder, "")
+    assert json.loads((folder / RESULT).read_text()) == {"values": {}}
+
+
+def test_a_cluster_without_room_is_not_waited_for_for_ever(folder):
+    ray = Ray(False)
+    _, why = on_ray(folder, ray)
+    assert "no trial ended in 5 s" in why
+    assert ray.cancelled == ["task"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ultra_mq.core import SweepError, write_text
 from ultra_mq.jobs.sweep.trial import REQUEST, RESULT
 
+COMMAND = ("-m", "ultra_mq.jobs.sweep.trial")
 LOG = "log.txt"
 POLL_S = 0.2
 
@@ -53,7 +54,7 @@ class LocalExecutor:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot]
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ultra_mq.jobs.sweep.trial", str(folder)],
+                [sys.executable, *COMMAND, str(folder)],
                 stdout=log,
                 stderr=log,
                 env=environment,
