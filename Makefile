@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Two processes of one thread each: most of a test is Python.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow test-gpu check docs clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
@@ -17,6 +17,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -m "slow and not gpu"
+
+# With whatever TensorRT is there; ULTRA_MQ_TRT_PYTHON names its Python where it is not ours.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -q -m gpu
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -31,5 +35,12 @@ $(READY): pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e ".[dev,openvino,sweep,tensorrt-rtx]"
 	touch $@
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+$(VENV)/.docs: $(READY)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs demo/data
+	rm -rf $(VENV) runs demo/data site

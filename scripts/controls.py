@@ -12,14 +12,11 @@ import argparse
 import random
 from pathlib import Path
 
-from ultra_mq.core.files import write_text
-from ultra_mq.jobs.api import autoquant_recipe
-from ultra_mq.measure.accuracy import compare
-from ultra_mq.measure.evaluation import evaluate
-from ultra_mq.plan.cost import layer_sizes
-from ultra_mq.plan.precision_plan import PrecisionPlan, make_plan
-from ultra_mq.session.session import Session, open_session, torch_device
-from ultra_mq.session.stages import plan_variant, quantize_model
+from ultra_mq.core import write_text
+from ultra_mq.jobs import autoquant_recipe
+from ultra_mq.measure import compare, evaluate
+from ultra_mq.plan import PrecisionPlan, make_plan, weight_prices
+from ultra_mq.session import Artefacts, Session, open_session, plan_variant
 
 
 def main() -> None:
@@ -41,7 +38,7 @@ def main() -> None:
     reference = evaluate_module(session, session.model.module, "FP32")
     rows = []
     for name, plan in plans.items():
-        accuracy = compare(evaluate_module(session, quantize_model(session, plan), name), reference.detections)
+        accuracy = compare(evaluate_module(session, Artefacts(session, plan).module(), name), reference.detections)
         rows.append((name, plan.bits, len(plan.quantized), accuracy.agreement, accuracy.map50_95))
         print(*rows[-1], flush=True)
     write_text(arguments.output, render(arguments.bits, reference.images, reference.map50_95, rows))
@@ -49,20 +46,20 @@ def main() -> None:
 
 def plan_in_order(session: Session, order: list[str], bits: float) -> PrecisionPlan:
     """Leave layers in float in the given order, each one that still fits into the budget."""
-    sizes = layer_sizes(session.model, "weights", session.recipe.imgsz)
+    prices = weight_prices(session.model)
+    sizes = prices.sizes
     choice = dict.fromkeys(sizes, "int8")
     room = (bits - 8) * sum(sizes.values())
     for name in order:
         if 8 * sizes[name] <= room:
             room -= 8 * sizes[name]
             del choice[name]
-    return make_plan(session.model, choice, sizes, budget_bits=bits, why="user")
+    return make_plan(session.model, choice, prices, budget_bits=bits, why="user")
 
 
 def evaluate_module(session: Session, module, label: str):
     """Validate a torch module on the evaluation split."""
-    device = torch_device(session.recipe.device)
-    return evaluate(module, session.data, label=label, device=device, batch=session.recipe.batch)
+    return evaluate(module, session.data, label=label, device=session.device, batch=session.recipe.batch)
 
 
 def render(bits: float, images: int, float_map: float | None, rows: list) -> str:

@@ -16,16 +16,13 @@ from typing import get_args
 
 import numpy as np
 
-from ultra_mq.core.files import write_text
-from ultra_mq.graph.export import export_onnx
-from ultra_mq.graph.onnx_ptq import PtqMethod, PtqSettings, ptq
-from ultra_mq.jobs.api import autoquant_recipe
-from ultra_mq.measure.accuracy import compare
-from ultra_mq.measure.evaluation import evaluate
-from ultra_mq.plan.precision_plan import uniform_plan
-from ultra_mq.runtimes.onnxruntime import OnnxRuntime
-from ultra_mq.session.session import open_session
-from ultra_mq.session.stages import quantize_model
+from ultra_mq.core import write_text
+from ultra_mq.graph import PtqMethod, PtqSettings, export_onnx, ptq
+from ultra_mq.jobs import autoquant_recipe
+from ultra_mq.measure import compare, evaluate
+from ultra_mq.plan import uniform_plan
+from ultra_mq.runtimes import OnnxRuntime
+from ultra_mq.session import Artefacts, open_session
 
 
 def main() -> None:
@@ -46,7 +43,7 @@ def main() -> None:
             f"ModelOpt ONNX, {method}": ptq(fp32, folder / f"{method}.onnx", pixels, PtqSettings(method=method)).path
             for method in methods
         }
-        module = quantize_model(session, uniform_plan(session.model, "int8"))
+        module = Artefacts(session, uniform_plan(session.model, "int8")).module()
         files["ultra-mq, 8 bits"] = export_onnx(module, folder / "ours.onnx", recipe.imgsz).path
         reference = evaluate(OnnxRuntime(fp32), session.data, label="FP32")
         rows = [("FP32", reference.map50_95, 1.0)]

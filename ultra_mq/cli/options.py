@@ -13,7 +13,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from ultra_mq.core import UNWRITABLE, UltraMQError, console, show_log
+from ultra_mq.core import UNWRITABLE, FormatName, UltraMQError, console, show_log
 from ultra_mq.plan import CostModel
 from ultra_mq.prepare import Placement
 from ultra_mq.runtimes import BuildOptions, CpuRuntime
@@ -55,7 +55,7 @@ def choices_of(model: type[BaseModel], field: str) -> click.Choice[str]:
 trt_python = field_option(BuildOptions, "trt_python", "--trt-python", metavar="PYTHON")
 device = field_option(Recipe, "device", "--device")
 placement = field_option(Recipe, "placement", "--placement", type=choice(Placement))
-formats = field_option(Recipe, "formats", "--format", "formats", type=click.Choice(["int8", "fp8"]), multiple=True)
+formats = field_option(Recipe, "formats", "--format", "formats", type=choice(FormatName), multiple=True)
 cpu_runtime = click.option(
     "--runtime", type=choice(CpuRuntime), default="onnxruntime", show_default=True, help="What runs ONNX files."
 )
@@ -67,11 +67,11 @@ metric = field_option(Variant, "metric", "--metric", type=choice(Metric))
 def budgets(function: Callable[..., None]) -> Callable[..., None]:
     """Options that say what a user can afford; the function gets those that were given as ``budgets``."""
     options = (
-        click.option("--bits", type=float, help="Effective bits a weight, 8 (all INT8) to 16; 9 where no budget is."),
-        click.option("--max-drop", type=click.FloatRange(min=0), help="Points of the metric that may be lost, as 0.5."),
+        field_option(Variant, "bits", "--bits", type=float),
+        field_option(Variant, "max_drop", "--max-drop", type=click.FloatRange(min=0)),
         metric,
-        click.option("--max-latency", "max_latency_ms", type=float, metavar="MS", help="Median latency, at most."),
-        click.option("--min-speedup", type=float, help="Speed relative to the float model, at least."),
+        field_option(Variant, "max_latency_ms", "--max-latency", "max_latency_ms", type=float, metavar="MS"),
+        field_option(Variant, "min_speedup", "--min-speedup", type=float),
     )
 
     @functools.wraps(function)

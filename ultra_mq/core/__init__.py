@@ -21,7 +21,7 @@ from ultra_mq.core.errors import (
     UltraMQError,
 )
 from ultra_mq.core.files import UNWRITABLE, atomic_path, csv_text, publish, sha256_of, write_text
-from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, quantize_config
+from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, FormatName, quantize_config
 from ultra_mq.core.kernels import KernelTime
 from ultra_mq.core.schema import Strict, load_document, validate
 from ultra_mq.core.terminal import announce, building, console, progress, quiet, show_log, track, warn
@@ -37,6 +37,7 @@ __all__ = [
     "DataError",
     "EvaluationError",
     "ExportError",
+    "FormatName",
     "KernelTime",
     "ModelError",
     "ParityError",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 FLOAT = "fp16"
 """What a layer is that a plan leaves alone: FP16 in the engine, counted with 16 bits."""
@@ -21,6 +21,7 @@ class Format:
         activation: ModelOpt attributes of the input quantizer; per tensor, symmetric, as TensorRT wants it.
         clips: Whether a smaller range makes the steps finer. Those of a floating-point format are relative, so that
             clipping gains nothing.
+        executed: TensorRT's name of the type that a layer in this format runs in.
         min_channels: Fewest channels of a layer, in and out, that kernels of the format are made for. ModelOpt's ONNX
             path leaves convolutions of up to 16 channels out of FP8, depthwise ones among them.
     """
@@ -30,6 +31,7 @@ class Format:
     weight: dict[str, Any] = field(default_factory=dict, hash=False)
     activation: dict[str, Any] = field(default_factory=dict, hash=False)
     clips: bool = True
+    executed: str = ""
     min_channels: int = 1
 
     def quantizer_config(self, layer: str = "*", amax: float | None = None) -> list[dict[str, Any]]:
@@ -56,11 +58,20 @@ def quantize_config(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *entries], "algorithm": "max"}
 
 
+FormatName = Literal["int8", "fp8"]
+"""Formats that a user can choose from, beside float."""
+
 E4M3 = (4, 3)
 """ModelOpt's number of bits of FP8: four of exponent, three of mantissa."""
 
 FORMATS = {
-    "int8": Format("int8", 8, weight={"num_bits": 8, "axis": 0}, activation={"num_bits": 8, "axis": None}),
+    "int8": Format(
+        "int8",
+        8,
+        weight={"num_bits": 8, "axis": 0},
+        activation={"num_bits": 8, "axis": None},
+        executed="Int8",
+    ),
     # One scale a tensor for the weights too: ModelOpt's exporter knows no other for FP8.
     "fp8": Format(
         "fp8",
@@ -68,8 +79,9 @@ FORMATS = {
         weight={"num_bits": E4M3, "axis": None},
         activation={"num_bits": E4M3, "axis": None},
         clips=False,
+        executed="FP8",
         min_channels=17,
     ),
-    FLOAT: Format(FLOAT, 16),
+    FLOAT: Format(FLOAT, 16, executed="Half"),
 }
 """Known formats by name."""

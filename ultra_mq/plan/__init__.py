@@ -18,7 +18,7 @@ from ultra_mq.plan.precision_plan import (
     save_plan,
     uniform_plan,
 )
-from ultra_mq.plan.prices import Prices
+from ultra_mq.plan.prices import Prices, weight_prices
 from ultra_mq.plan.revision import check_plan, repair_plan, settle_plan
 from ultra_mq.plan.scores import LossName, ScoreMethod, Sensitivity
 from ultra_mq.plan.solve import Choices, Measure, make_choices, solve_choice, solve_plan
@@ -51,4 +51,5 @@ __all__ = [
     "solve_choice",
     "solve_plan",
     "uniform_plan",
+    "weight_prices",
 ]

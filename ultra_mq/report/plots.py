@@ -9,6 +9,7 @@ from pathlib import Path
 from ultra_mq.core import FLOAT
 
 COLOURS = {"int8": "#2a78b5", "fp8": "#3f9b57", FLOAT: "#d9822b"}
+OTHER = "#8a5fb0"
 
 
 def plot_sensitivity(scores: Mapping[str, float], formats: Mapping[str, str], name: str, path: Path) -> None:
@@ -25,7 +26,11 @@ def plot_sensitivity(scores: Mapping[str, float], formats: Mapping[str, str], na
 
     figure = Figure(figsize=(max(8.0, 0.19 * len(scores)), 5.5), layout="constrained")
     axes = figure.subplots()
-    axes.bar(range(len(scores)), list(scores.values()), color=[COLOURS[formats.get(layer, FLOAT)] for layer in scores])
+    axes.bar(
+        range(len(scores)),
+        list(scores.values()),
+        color=[COLOURS.get(formats.get(layer, FLOAT), OTHER) for layer in scores],
+    )
     axes.set_yscale("log")
     axes.set_xticks(range(len(scores)), [layer.removesuffix(".conv") for layer in scores], rotation=90, fontsize=6)
     axes.set_xlim(-1, len(scores))

@@ -19,6 +19,7 @@ from ultra_mq.runtimes.engine import (
 )
 from ultra_mq.runtimes.engine_build import build
 from ultra_mq.runtimes.inspection import executed_types, find_mismatches, layer_times
+from ultra_mq.runtimes.onnxruntime import OnnxRuntime
 from ultra_mq.runtimes.tensorrt import TensorRt, read_layers
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "CpuRuntime",
     "Engine",
     "EngineTarget",
+    "OnnxRuntime",
     "Runtime",
     "TensorRt",
     "build",

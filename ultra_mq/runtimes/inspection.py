@@ -9,11 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ultra_mq.core import FLOAT
+from ultra_mq.core import FORMATS
 from ultra_mq.prepare import layer_of
-
-EXECUTED = {"int8": "Int8", "fp8": "FP8", FLOAT: "Half"}
-"""Format of a plan to TensorRT's name of the type."""
 
 POINTWISE = "kgen"
 """TensorRT-RTX's generated kernels; they name the convolution before them, but convolve nothing."""
@@ -113,7 +110,7 @@ def find_mismatches(planned: Mapping[str, str], executed: Mapping[str, str]) -> 
     return [
         (name, option, executed.get(name, "missing"))
         for name, option in planned.items()
-        if executed.get(name, "missing") != EXECUTED[option] and ".dfl." not in name
+        if executed.get(name, "missing") != FORMATS[option].executed and ".dfl." not in name
     ]
 
 

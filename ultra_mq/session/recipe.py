@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, model_validator
 
-from ultra_mq.core import RecipeError, Strict, load_document, validate, write_text
+from ultra_mq.core import FormatName, RecipeError, Strict, load_document, validate, write_text
 from ultra_mq.graph import PtqMethod
 from ultra_mq.plan import CostModel, check_bits
 from ultra_mq.prepare import Placement, gpu_index
@@ -31,7 +31,7 @@ def choose_metric(asked: Metric | None, *, labelled: bool) -> Metric:
     return asked or ("map" if labelled else "agreement")
 
 
-Precision = Literal["fp16", "int8", "fp8", "mixed", "ptq"]
+Precision = Literal["fp16", "mixed", "ptq"] | FormatName
 
 RESERVED_NAMES = ("fp32", "accuracy", "search")
 """Names of the reference and of folders in a run folder."""
@@ -63,7 +63,7 @@ class Variant(Strict):
         "ONNX path.",
     )
     bits: float | None = Field(
-        None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 to 16."
+        None, description="Budget of a `mixed` variant: bits averaged over the weights, 8 (all INT8) to 16."
     )
     max_drop: float | None = Field(
         None, ge=0, description="Budget of a `mixed` variant: points of the metric that may be lost, 0.5 say."
@@ -73,7 +73,9 @@ class Variant(Strict):
         description="What `max_drop` counts: `map` (mAP50-95) or `agreement` with the float model; `map` where the "
         "data has labels.",
     )
-    max_latency_ms: float | None = Field(None, gt=0, description="Budget of a `mixed` variant: median milliseconds.")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="Budget of a `mixed` variant: median milliseconds, at most."
+    )
     min_speedup: float | None = Field(
         None, gt=0, description="Budget of a `mixed` variant: float's median latency divided by its own, at least."
     )
@@ -127,7 +129,7 @@ class Recipe(Strict):
         True,
         description="Let layers that share a tensor take one decision, so that no runtime needs it in two precisions.",
     )
-    formats: tuple[Literal["int8", "fp8"], ...] = Field(
+    formats: tuple[FormatName, ...] = Field(
         ("int8",),
         min_length=1,
         description="What `mixed` chooses from beside FP16. `fp8` (E4M3) runs on Ada, Hopper, Blackwell.",

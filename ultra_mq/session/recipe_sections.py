@@ -28,7 +28,7 @@ class CalibrationSettings(Strict):
 class SensitivitySettings(Strict):
     """How the layers are scored."""
 
-    images: int = Field(32, ge=1, description="Images of the train split on which the loss is differentiated.")
+    images: int = Field(16, ge=1, description="Images of the train split on which the layers are scored.")
     method: ScoreMethod = Field(
         "perturb",
         description="`perturb` quantizes one layer at a time and measures the change of the outputs; `gradient` is "
