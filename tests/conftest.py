@@ -22,8 +22,10 @@ IMGSZ = 160
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
-    """A cache of our own, shared by the tests of one session."""
-    folder = tmp_path_factory.mktemp("cache")
+    """A cache of our own, shared by all tests of a session and by the processes that run them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["ULTRA_MQ_CACHE"] = str(folder)
     return folder
 

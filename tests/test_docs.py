@@ -104,6 +104,7 @@ def test_examples_of_recipes_and_sweeps_are_valid(tmp_path):
 def test_changelog_and_version_agree():
     import ultra_mq
 
-    assert re.search(r"^## \[Unreleased\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert ultra_mq.__version__ == "0.1.0"
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert ultra_mq.__version__ == released[0]
+    assert f"version: {released[0]}" in (ROOT / "CITATION.cff").read_text()
     assert yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]

@@ -15,7 +15,10 @@ from ultra_mq.core.errors import BudgetError, ModelError, RecipeError
 from ultra_mq.graph.lint import quantized_layers
 from ultra_mq.prepare.model import prepare_model
 
-SETTINGS = {"imgsz": 160, "calibration": {"images": 8, "bias_correction": 4}, "sensitivity": {"images": 8}}
+SETTINGS = {
+    "imgsz": 160, "calibration": {"images": 8, "bias_correction": 4}, "sensitivity": {"images": 2},
+    "evaluation": {"parity": False}, "engine": {"target": "none"},
+}  # fmt: skip
 
 
 def enabled(module):

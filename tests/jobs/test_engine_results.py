@@ -2,7 +2,6 @@
 """A run that builds, proves and times engines, on the stand-in of tests/fake."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,13 @@ LAYER, NODE = "model.2.cv2.conv", "/model.2/cv2/conv/Conv"
 
 
 @pytest.fixture(autouse=True)
-def no_engines_of_other_tests(cache_folder):
-    shutil.rmtree(cache_folder / "engine", ignore_errors=True)
+def no_engines_of_other_tests(cache_folder, tmp_path_factory, monkeypatch):
+    """All that is cached but engines: each test builds its own."""
+    folder = tmp_path_factory.mktemp("cache")
+    for stage in cache_folder.iterdir():
+        if stage.name != "engine":
+            (folder / stage.name).symlink_to(stage)
+    monkeypatch.setenv("ULTRA_MQ_CACHE", str(folder))
 
 
 @pytest.fixture

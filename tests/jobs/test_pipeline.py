@@ -34,7 +34,7 @@ def settings(weights, shapes):
         "data": str(shapes),
         "imgsz": 160,
         "calibration": {"images": 8, "bias_correction": 4},
-        "sensitivity": {"images": 8},
+        "sensitivity": {"images": 2},
         "bench": {"rounds": 2, "runs": 2},
     }
 

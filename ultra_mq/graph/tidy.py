@@ -38,19 +38,22 @@ def tidy_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def use_native_fp8(model: ir.Model) -> None:
     """Replace ModelOpt's custom FP8 operators, which no runtime but an old TensorRT knows, by those of ONNX."""
-    import numpy as np
+    import onnx
     import onnx_ir as ir
 
     custom = [node for node in model.graph if node.op_type in FP8_OPS]
     if not custom:
         return
-    zero = ir.Value(name=FP8_ZERO, const_value=ir.tensor(np.float32(0), dtype=ir.DataType.FLOAT8E4M3FN, name=FP8_ZERO))
+    tensor = ir.from_proto(onnx.helper.make_tensor(FP8_ZERO, onnx.TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    zero = ir.Value(name=FP8_ZERO, const_value=tensor)
     model.graph.register_initializer(zero)
     for node in custom:
         native = ir.node(FP8_OPS[node.op_type], [*node.inputs, zero], node.attributes, name=node.name)
-        # The exporter noted UINT8, which stood for FP8 before ONNX had it.
         native.outputs[0].name = node.outputs[0].name
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [native], node.outputs, native.outputs)
+    # The exporter noted UINT8, which stood for FP8 before ONNX had it.
+    for value in [value for node in model.graph for value in node.outputs if not value.is_graph_output()]:
+        value.type = None
 
 
 def drop_idle_casts(model: ir.Model) -> None:

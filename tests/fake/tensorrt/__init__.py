@@ -12,6 +12,7 @@ refuses to build a graph whose node of that name has quantized inputs, in the wo
 
 import ctypes
 import enum
+import functools
 import json
 import os
 import signal
@@ -101,7 +102,13 @@ class Layer:
 
 class Network:
     def __init__(self, flags):
-        self.flags, self.layers, self.content = flags, [], b""
+        self.flags, self.content = flags, b""
+
+    @functools.cached_property
+    def layers(self):
+        import onnx
+
+        return [Layer(node) for node in onnx.load_from_string(self.content).graph.node]
 
     @property
     def num_layers(self):
@@ -147,10 +154,7 @@ class OnnxParser:
         self.network = network
 
     def parse(self, content):
-        import onnx
-
         self.network.content = content
-        self.network.layers = [Layer(node) for node in onnx.load_from_string(content).graph.node]
         return True
 
 
