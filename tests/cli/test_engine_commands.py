@@ -6,7 +6,10 @@ import re
 import shutil
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from ultralytics import YOLO
+from ultralytics.utils import ROOT
 
 from ultra_mq.cli import main
 from ultra_mq.graph.export import export_onnx
@@ -151,6 +154,17 @@ def test_ptq_of_a_checkpoint(run, weights, shapes, tmp_path):
     assert code == 0, err
     assert (tmp_path / "shapes-yolo11n-fp32.onnx").exists()
     assert (tmp_path / "shapes-yolo11n-int8-max-nohead.onnx").exists()
+
+
+def test_a_stride_is_the_models(run, shapes, tmp_path):
+    """A model with a P6 level has 64; 32 let it through to an error of shapes."""
+    config = yaml.safe_load((ROOT / "cfg/models/v8/yolov8-p6.yaml").read_text())
+    (tmp_path / "yolov8n-p6.yaml").write_text(yaml.safe_dump({**config, "nc": 5, "scale": "n"}))
+    YOLO(tmp_path / "yolov8n-p6.yaml").save(tmp_path / "p6.pt")
+    code, _, err = run("ptq", "p6.pt", f"data={shapes}", "imgsz=96")
+    assert code == 2
+    assert "imgsz=96 is not a multiple of the model's stride 64. Use 64 or 128" in " ".join(err.split())
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_autocast_lists_what_stays_in_fp32(run, qdq, data, tmp_path):

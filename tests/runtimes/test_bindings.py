@@ -88,6 +88,7 @@ def test_the_names_are_found():
     assert len(names) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["10.13.3.9", "11.4.0.106"])
 def test_tensorrt(version, tmp_path):
     if shutil.which("cc") is None:

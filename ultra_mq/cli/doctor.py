@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -39,26 +40,29 @@ class Diagnosis:
 def diagnose() -> list[Diagnosis]:
     """Look at everything that a run may use."""
     checks = [Diagnosis("Python", "ok", platform.python_version(), True)]
-    required = (
-        ("torch", "torch", "pip install torch"),
-        ("torchvision", "torchvision", "pip install torchvision, of the version that matches torch"),
-        ("ultralytics", "ultralytics", "pip install 'ultralytics>=8.4.180,<8.5'"),
-        (
-            "modelopt.torch.quantization",
-            "nvidia-modelopt",
-            "pip install 'nvidia-modelopt[onnx]>=0.47,<0.48' huggingface_hub",
-        ),
-        ("modelopt.onnx.autocast", "nvidia-modelopt", "pip install 'nvidia-modelopt[onnx]>=0.47,<0.48'"),
-        ("onnx", "onnx", "pip install onnx"),
-        ("scipy.optimize", "scipy", "pip install scipy"),
-        ("onnxruntime", "onnxruntime-gpu", "pip install 'nvidia-modelopt[onnx]', which brings onnxruntime-gpu"),
-        ("pycocotools.coco", "pycocotools", "pip install pycocotools"),
-    )
-    checks += [_import(module, package, hint, required=True) for module, package, hint in required]
+    required = {
+        "torch": "torch",
+        "torchvision": "torchvision",
+        "ultralytics": "ultralytics",
+        "modelopt.torch.quantization": "nvidia-modelopt",
+        "modelopt.onnx.autocast": "nvidia-modelopt",
+        "onnx": "onnx",
+        "scipy.optimize": "scipy",
+        "onnxruntime": "onnxruntime-gpu",
+        "pycocotools.coco": "pycocotools",
+    }
+    checks += [_import(module, package, _install(package), required=True) for module, package in required.items()]
     checks.append(_gpu())
     checks += [_engine_builder("TensorRT", "tensorrt"), _engine_builder("TensorRT-RTX", "rtx")]
     checks.append(_import("openvino", "openvino", "pip install 'ultra-mq[openvino]'"))
     return checks
+
+
+def _install(package: str) -> str:
+    """How to install a dependency, at the versions that our own metadata asks for."""
+    wanted = (requirement.partition(";")[0].strip() for requirement in importlib.metadata.requires("ultra-mq") or ())
+    exact = next((text for text in wanted if re.match(rf"{package}(?![\w-])", text)), package)
+    return f"pip install '{exact}'"
 
 
 def can_run(checks: list[Diagnosis]) -> bool:

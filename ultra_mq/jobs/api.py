@@ -183,22 +183,23 @@ def ptq_file(recipe: Recipe, settings: PtqSettings, calibration: Path | None, ou
     """
     model = Path(recipe.model)
     path = output or Path(f"{model.stem}-{settings.tag}.onnx")
-    if model.suffix == ".onnx":
-        fp32, graph = model, load_graph(model)
-        imgsz = input_shape(graph)[2] or recipe.imgsz
-        stride = int(read_metadata(graph).get("stride", 32))
+    fp32 = model if model.suffix == ".onnx" else path.with_name(f"{model.stem}-fp32.onnx")
+    if fp32 == model:
+        graph = load_graph(model)
+        _, channels, height, _ = input_shape(graph)
+        imgsz, stride = height or recipe.imgsz, int(read_metadata(graph).get("stride", 32))
     else:
         prepared = load_model(recipe.model)
-        imgsz, stride = recipe.imgsz, prepared.stride
-        fp32 = path.with_name(f"{model.stem}-fp32.onnx")
-        export_onnx(prepared.module, fp32, imgsz)
-    channels = input_shape(load_graph(fp32))[1]
+        imgsz, stride, channels = recipe.imgsz, prepared.stride, prepared.channels
     if calibration is not None:
-        return ptq(fp32, path, load_calibration(calibration, imgsz, channels), settings)
-    split = load_data(recipe.data, imgsz, stride, fraction=recipe.fraction).calibration
-    batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
-    tensor = path.with_name(f"calibration-{imgsz}-{batches.fingerprint[:8]}.npy")
-    pixels = load_calibration(tensor, imgsz, channels) if tensor.exists() else save_calibration(batches, tensor)
+        pixels = load_calibration(calibration, imgsz, channels)
+    else:
+        split = load_data(recipe.data, imgsz, stride, fraction=recipe.fraction).calibration
+        batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
+        tensor = path.with_name(f"calibration-{imgsz}-{batches.fingerprint[:8]}.npy")
+        pixels = load_calibration(tensor, imgsz, channels) if tensor.exists() else save_calibration(batches, tensor)
+    if fp32 != model:
+        export_onnx(prepared.module, fp32, imgsz)
     return ptq(fp32, path, pixels, settings)
 
 

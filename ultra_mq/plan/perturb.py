@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ultra_mq.core import progress
 from ultra_mq.plan.scores import Sensitivity, check_scores
-from ultra_mq.prepare import Batches, Placement, PreparedModel, place_joins, uniform_formats
+from ultra_mq.prepare import ANCHOR_EXTRAS, Batches, Placement, PreparedModel, place_joins, uniform_formats
 from ultra_mq.quantization import Calibration, apply_formats
 
 if TYPE_CHECKING:
@@ -101,9 +101,10 @@ def visible_changes(output: Any, reference: Any) -> torch.Tensor:
         reference: What the float model returns for the same images.
 
     Returns:
-        Sums over images of mean changes over each image's surest anchors: of the logit that changes most, of boxes as
-        the IoU that is lost, weighted, and of mask coefficients, keypoints and angles in units of their own spread;
-        of a classifier's log-probabilities alone.
+        Shape (K,), float32. Sums over images of mean changes over each image's surest anchors: of the logit that
+        changes most (in logits), of boxes as the IoU that is lost times ``BOX_WEIGHT``, and, for heads that have them,
+        of mask coefficients, keypoints and angles in units of their own spread; of a classifier's log-probabilities
+        alone.
     """
     import torch
 
@@ -118,14 +119,14 @@ def visible_changes(output: Any, reference: Any) -> torch.Tensor:
 
     logits, wanted = (pick(side["scores"]).clamp(-LOGIT_LIMIT, LOGIT_LIMIT) for side in (raw, base))
     terms = [(logits - wanted).abs().amax(1)]
-    moved, still = (_distances(pick(side["boxes"])) for side in (raw, base))
+    moved, still = (_expected_sides(pick(side["boxes"])) for side in (raw, base))
     terms.append(BOX_WEIGHT * (1 - _overlap(moved, still)))
-    extra = [name for name in ("mask_coefficient", "kpts", "angle") if name in raw]
+    extra = [name for name in ANCHOR_EXTRAS if name in raw]
     terms += [(pick(raw[name]) - pick(base[name])).abs().mean(1) / base[name].std() for name in extra]
     return torch.stack([term.mean(1).sum() for term in terms])
 
 
-def _distances(boxes: torch.Tensor) -> torch.Tensor:
+def _expected_sides(boxes: torch.Tensor) -> torch.Tensor:
     """Distances from the anchor to the four sides in strides, shape (B, 4, N), expected ones of distributions."""
     import torch
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ultra_mq.core import ModelError
+from ultra_mq.prepare import ANCHOR_EXTRAS
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,10 @@ class Sensitivity:
     Attributes:
         loss: ``labels`` for the detection loss, ``outputs`` for the change of the model's own outputs.
         images: Number of images that were scored.
-        scores: Layer name to format name to score; higher hurts more, and scores of layers add up.
+        scores: Layer name to format name to score, formats without kernels for a layer left out; higher hurts more, and
+            scores of layers add up. ``perturb``: length of the mean changes of logits and of IoU, on an image;
+            ``gradient``: squared change of the loss, times ``LOSS_SCALE`` squared, over all images. Those of one method
+            do not compare with those of the other.
         method: ``gradient`` for ModelOpt's estimate, ``perturb`` for the change that was measured.
     """
 
@@ -64,7 +68,7 @@ def visible_outputs(output: Any) -> list[torch.Tensor]:
     if boxes.shape[1] > 4:
         boxes = boxes.view(len(boxes), 4, -1, boxes.shape[2]).softmax(2).flatten(1, 2)
     found = [raw["scores"].sigmoid(), boxes * confidence]
-    extra = [name for name in ("mask_coefficient", "kpts", "angle") if name in raw]
+    extra = [name for name in ANCHOR_EXTRAS if name in raw]
     found += [raw[name] / raw[name].detach().std() * confidence for name in extra]
     if "proto" in raw:
         # A mask is coefficients times prototypes: both sides count as much, however many pixels there are.

@@ -9,10 +9,11 @@ from ultra_mq.prepare.device import gpu_index, torch_device
 from ultra_mq.prepare.flow import Op, channels_of, kind_of, observe_flow
 from ultra_mq.prepare.groups import find_groups, find_links
 from ultra_mq.prepare.model import PreparedModel, load_model, prepare_model, uniform_formats
-from ultra_mq.prepare.names import LAYER_OPS, layer_of
+from ultra_mq.prepare.names import ANCHOR_EXTRAS, LAYER_OPS, layer_of
 from ultra_mq.prepare.placement import JOINS, Placement, place_joins, shared_ranges, sites_of
 
 __all__ = [
+    "ANCHOR_EXTRAS",
     "JOINS",
     "LAYER_OPS",
     "Batches",

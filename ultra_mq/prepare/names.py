@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+ANCHOR_EXTRAS = ("mask_coefficient", "kpts", "angle")
+"""What heads of Ultralytics give for each anchor beside boxes and classes, by the names of their raw outputs."""
+
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
 """Operators of a layer: they have a weight, or multiply two tensors."""
 

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-EXTRAS = ("mask_coefficient", "kpts", "angle")
-"""Outputs that heads have for each anchor beside boxes and classes."""
+from ultra_mq.prepare import ANCHOR_EXTRAS
 
 
 class OutputDistillation:
@@ -36,7 +35,7 @@ class OutputDistillation:
         """Parts of the loss of one batch, times the batch size as Ultralytics wants it; and the parts by name."""
         with torch.no_grad():
             wanted = _raw(self.teacher(batch["img"]))
-        parts = _distances(_raw(preds), wanted)
+        parts = _loss_parts(_raw(preds), wanted)
         return torch.stack(list(parts.values())) * len(batch["img"]), {k: part.detach() for k, part in parts.items()}
 
 
@@ -47,7 +46,14 @@ def _raw(output: Any) -> Any:
     return output.get("one2one", output) if isinstance(output, dict) else output
 
 
-def _distances(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
+def _loss_parts(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
+    """Distance of raw outputs, by name: scalars, mean over the confidence of anchors.
+
+    Args:
+        found: Raw outputs of the student: ``scores`` (B, classes, N) logits, ``boxes`` (B, 4 or 4 x bins, N), others by
+            anchor, ``proto``; or a classifier's logits (B, classes).
+        wanted: The same of the teacher.
+    """
     if isinstance(wanted, torch.Tensor):  # a classifier's logits
         return {"cls_dis": F.cross_entropy(found, wanted.softmax(1))}
     probabilities = wanted["scores"].sigmoid()
@@ -60,7 +66,7 @@ def _distances(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
         boxes = -((target * logits).sum(2) * confidence).sum() / total
     else:
         boxes = ((found["boxes"] - wanted["boxes"]).abs() * confidence).sum() / total
-    for name in EXTRAS:
+    for name in ANCHOR_EXTRAS:
         if name in wanted:
             error = ((found[name] - wanted[name]) / wanted[name].std()).square().mean(1, keepdim=True)
             boxes = boxes + (error * confidence).sum() / total
