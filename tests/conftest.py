@@ -35,6 +35,29 @@ def weights():
     return ROOT / "demo" / "shapes-yolo11n.pt"
 
 
+SMALL = """
+nc: 5
+backbone: [[-1, 1, Conv, [16, 3, 2]], [-1, 1, Conv, [32, 3, 2]], [-1, 1, C2f, [32, True]], [-1, 1, Conv, [48, 3, 2]]]
+head: [[[3], 1, Detect, [nc]]]
+"""
+"""A dozen layers with a residual add and a concat: enough where it matters that a thing is done, not how well."""
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory):
+    import torch
+    from shapes import NAMES
+    from ultralytics import YOLO
+
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(SMALL)
+    torch.manual_seed(0)
+    yolo = YOLO(folder / "small.yaml", task="detect")
+    yolo.model.names = dict(enumerate(NAMES))
+    yolo.save(folder / "small.pt")
+    return folder / "small.pt"
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     from shapes import make_dataset

@@ -23,9 +23,11 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small(weights, shapes):
-    return [weights, f"data={shapes}", "imgsz=160", "calibration.images=8", "sensitivity.images=2", "bench.rounds=0",
-            "evaluation.parity=false", "engine.target=none"]  # fmt: skip
+def small(small_weights, shapes):
+    return [
+        small_weights, f"data={shapes}", "imgsz=160", "calibration.images=8", "sensitivity.images=2", "bench.rounds=0",
+        "evaluation.parity=false", "engine.target=none",
+    ]  # fmt: skip
 
 
 def test_autoquant_prints_a_table(run, small, tmp_path):
@@ -34,7 +36,7 @@ def test_autoquant_prints_a_table(run, small, tmp_path):
     assert out == ""
     assert "--bits 7.5 is below the floor of 8" in err
     assert "int8" in err
-    assert "81/81" in err
+    assert "11/11" in err
     assert "Not built: TensorRT engines" in err
     assert (tmp_path / "runs" / "autoquant" / "report.md").exists()
 
@@ -43,14 +45,14 @@ def test_json_is_all_there_is_on_standard_output(run, small, tmp_path):
     code, out, err = run("autoquant", "--bits", "9", *small, f"project={tmp_path}/runs", "--json")
     assert code == 0, err
     results = json.loads(out)
-    assert results["variants"][1]["plan"]["bits"] == pytest.approx(9, abs=0.02)
+    assert 8 < results["variants"][1]["plan"]["bits"] <= 9
 
 
 def test_run_plan_and_apply(run, small, tmp_path):
     weights, *overrides = small
     assert run("plan", weights, "--bits", "10", *overrides, "placement=torch")[0] == 0
     document = yaml.safe_load((tmp_path / "plan.yaml").read_text())
-    assert document["bits"] == pytest.approx(10, abs=0.02)
+    assert 9 < document["bits"] <= 10
     code, out, err = run("apply", "plan.yaml", weights, *overrides, f"project={tmp_path}/runs", "--json")
     assert code == 0, err
     assert json.loads(out)["variants"][1]["plan"]["bits"] == document["bits"]

@@ -156,8 +156,8 @@ def test_every_process_of_a_multi_gpu_training_gets_the_quantized_network(yolo, 
     assert json.loads(done.stdout.splitlines()[-1]) == ["QuantizedDetectionTrainer", len(quantizers)]
 
 
-def test_callback_quantizes_after_training(weights, shapes, tmp_path):
-    model = YOLO(weights)
+def test_callback_quantizes_after_training(small_weights, shapes, tmp_path):
+    model = YOLO(small_weights)
     settings = {key: value for key, value in SETTINGS.items() if key != "imgsz"}
     model.add_callback("on_train_end", ultra_mq.callback(bits=9, **settings, bench={"rounds": 0}))
     model.train(
@@ -169,8 +169,10 @@ def test_callback_quantizes_after_training(weights, shapes, tmp_path):
     assert (folder / "best-mixed-9bit.onnx").exists()
 
 
-def test_autoquant_as_a_function(weights, shapes, tmp_path):
-    report = ultra_mq.autoquant(weights, bits=9, data=shapes, project=str(tmp_path), bench={"rounds": 0}, **SETTINGS)
+def test_autoquant_as_a_function(small_weights, shapes, tmp_path):
+    report = ultra_mq.autoquant(
+        small_weights, bits=9, data=shapes, project=str(tmp_path), bench={"rounds": 0}, **SETTINGS
+    )
     assert report.folder == tmp_path / "autoquant"
     assert report.variants[1].name == "mixed-9bit"
 

@@ -40,9 +40,9 @@ def recipe(weights, shapes, tmp_path):
 
 
 @pytest.fixture
-def short(recipe):
-    """The same with uniform INT8 alone."""
-    return recipe.model_copy(update={"variants": recipe.variants[1:2]})
+def short(recipe, small_weights):
+    """Uniform INT8 alone, of a model of a dozen layers."""
+    return recipe.model_copy(update={"model": str(small_weights), "variants": recipe.variants[1:2]})
 
 
 def test_engines_are_proven_and_repaired(stand_in, recipe):
@@ -118,7 +118,7 @@ def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):
     for variant in report.variants[1:]:
         assert "signal 11 during 'build'" in variant.engine_error
         assert variant.engine is None
-        assert variant.accuracy.map50_95 > 0.3
+        assert variant.accuracy.images == 12
     text = (report.folder / "report.md").read_text()
     assert "Failed: int8: The TensorRT worker was ended by signal 11" in text
     assert not list(Path(report.folder).rglob("*.engine"))
@@ -135,12 +135,12 @@ def test_an_engine_that_dies_when_it_runs(stand_in, short, monkeypatch):
         assert variant.engine_latency is None
 
 
-def test_an_engine_that_computes_something_else_is_not_recommended(stand_in, short, monkeypatch):
+def test_an_engine_that_computes_something_else_is_not_recommended(stand_in, recipe, monkeypatch):
     from ultra_mq.runtimes.tensorrt import TensorRt
 
     honest = TensorRt.infer
     monkeypatch.setattr(TensorRt, "infer", lambda self, batch: [0.7 * output for output in honest(self, batch)])
-    report = run_recipe(short)
+    report = run_recipe(recipe.model_copy(update={"variants": recipe.variants[1:2]}))
     assert report.variants[1].engine_agreement < 0.9
     assert any("int8: the engine agrees with its ONNX file at" in warning for warning in report.warnings)
 
