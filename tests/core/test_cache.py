@@ -55,7 +55,7 @@ def test_an_interrupted_entry_leaves_nothing(tmp_path, error):
     assert [file.name for file in entry.iterdir()] == ["value.txt"]
 
 
-def test_two_runs_at_once_compute_once(tmp_path, capsys):
+def test_two_runs_at_once_compute_once(tmp_path, caplog):
     calls, results = [], []
 
     def slow(folder):
@@ -73,7 +73,7 @@ def test_two_runs_at_once_compute_once(tmp_path, capsys):
         thread.join()
     assert calls == [1]
     assert results[0] == results[1]
-    assert "another run is working on the same stage" in capsys.readouterr().err
+    assert "another run is working on the same stage" in caplog.text
 
 
 HOLD = """

@@ -5,7 +5,7 @@ import warnings
 
 from ultralytics.utils import LOGGER
 
-from ultra_mq.core.terminal import quiet, track, warn
+from ultra_mq.core.terminal import ConsoleHandler, announce, quiet, shown_log, track, warn
 
 
 def test_quiet_silences_libraries_and_keeps_their_warnings(capsys):
@@ -42,5 +42,26 @@ def test_progress_is_seen_while_libraries_are_quiet(capsys):
 
 
 def test_a_warning_is_printed_as_it_is(capsys):
-    warn("layers [a, b] are [bold]odd[/]")
+    with shown_log():
+        warn("layers [a, b] are [bold]odd[/]")
     assert "Warning: layers [a, b] are [bold]odd[/]" in capsys.readouterr().err
+
+
+def test_a_script_gets_a_logger(caplog, capsys):
+    """What is said goes to the log of the package, and its user decides where that appears."""
+    with caplog.at_level(logging.INFO, "ultra_mq"):
+        announce("Calibrate")
+        warn("few images")
+    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
+        ("ultra_mq", "INFO", "Calibrate"), ("ultra_mq", "WARNING", "few images"),
+    ]  # fmt: skip
+    assert capsys.readouterr().err == ""
+
+
+def test_our_programs_show_the_log_while_they_run(capsys):
+    with shown_log():
+        announce("Calibrate [1/2]")
+        warn("few images")
+    warn("later")
+    assert capsys.readouterr().err.splitlines()[:2] == ["Calibrate [1/2]", "Warning: few images"]
+    assert not [handler for handler in logging.getLogger("ultra_mq").handlers if isinstance(handler, ConsoleHandler)]

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from ultra_mq.core import UNWRITABLE, FormatName, UltraMQError, console, show_log
+from ultra_mq.core import UNWRITABLE, FormatName, UltraMQError, console, shown_log
 from ultra_mq.plan import CostModel
 from ultra_mq.prepare import Placement
 from ultra_mq.runtimes import BuildOptions, CpuRuntime
@@ -95,9 +95,9 @@ def command_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
     def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
-        show_log()
         try:
-            function(*args, **kwargs)
+            with shown_log():
+                function(*args, **kwargs)
         except KeyboardInterrupt:
             console.print("Interrupted. Finished stages are in the cache; the same command goes on from there.")
             sys.exit(INTERRUPTED)

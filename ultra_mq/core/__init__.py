@@ -24,7 +24,7 @@ from ultra_mq.core.files import UNWRITABLE, atomic_path, csv_text, publish, sha2
 from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, FormatName, quantize_config
 from ultra_mq.core.kernels import KernelTime
 from ultra_mq.core.schema import Strict, load_document, validate
-from ultra_mq.core.terminal import announce, building, console, progress, quiet, show_log, track, warn
+from ultra_mq.core.terminal import announce, building, console, progress, quiet, shown_log, track, warn
 
 __all__ = [
     "E4M3",
@@ -59,7 +59,7 @@ __all__ = [
     "quantize_config",
     "quiet",
     "sha256_of",
-    "show_log",
+    "shown_log",
     "track",
     "validate",
     "versions",

@@ -52,12 +52,19 @@ class ConsoleHandler(logging.Handler):
         console.print(mark.format(escape(record.getMessage())), soft_wrap=True)
 
 
-def show_log() -> None:
+@contextlib.contextmanager
+def shown_log() -> Iterator[None]:
     """Let the log appear on the console, for programs that are ours; a library leaves that to its user."""
-    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
-        logger.addHandler(ConsoleHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    handler = ConsoleHandler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

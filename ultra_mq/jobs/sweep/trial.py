@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ultra_mq.core import UltraMQError, console, show_log, write_text
+from ultra_mq.core import UltraMQError, console, shown_log, write_text
 from ultra_mq.jobs.pipeline import run_recipe
 from ultra_mq.session import make_recipe
 
@@ -58,5 +58,5 @@ def _measure(document: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    show_log()
-    run_trial(Path(sys.argv[1]))
+    with shown_log():
+        run_trial(Path(sys.argv[1]))
