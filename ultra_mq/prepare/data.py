@@ -52,7 +52,10 @@ class Split:
         Cameras number their pictures alike, so that the file name alone does not tell which one is meant.
         """
         files = self.dataset.im_files
-        root = os.path.commonpath([Path(file).parent for file in files])
+        try:
+            root = os.path.commonpath([Path(file).parent for file in files])
+        except ValueError:  # on several drives of Windows
+            return {file: Path(file).as_posix() for file in files}
         return {file: Path(os.path.relpath(file, root)).as_posix() for file in files}
 
     @property
