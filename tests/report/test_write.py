@@ -129,6 +129,13 @@ def test_a_report_of_a_plan_whose_first_layer_was_not_searched(tmp_path, model, 
         assert (tmp_path / "sensitivity.png").exists()
 
 
+def test_what_could_not_be_timed_is_said(tmp_path, model, results):
+    report = report_of(tmp_path, model, results)
+    failed = dataclasses.replace(report.variants[1], latency_error="OpenVINO cannot load it.")
+    write_report(dataclasses.replace(report, variants=(report.variants[0], failed)))
+    assert "- Not timed on the CPU: int8: OpenVINO cannot load it." in (tmp_path / "report.md").read_text()
+
+
 def test_names_of_classes_and_files_are_no_markup(tmp_path, model, results):
     recipe = Recipe(model="<img src=x onerror=alert(1)>.pt", data="<b>d</b>.yaml")
     warnings = ("class '<script>alert(2)</script>' is empty",)
