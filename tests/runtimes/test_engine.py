@@ -4,7 +4,7 @@ import json
 import pytest
 
 from ultra_mq.core.errors import BackendError
-from ultra_mq.runtimes.engine import BuildSettings, choose_runtime, describe_path, load_engine
+from ultra_mq.runtimes.engine import BuildSettings, choose_runtime, describe_path, find_runtime, load_engine
 from ultra_mq.runtimes.tensorrt import TensorRt
 
 
@@ -32,10 +32,13 @@ def test_what_a_later_version_adds_blocks_no_engine(engine):
 
 
 def test_auto_prefers_tensorrt(stand_in, needs_rtx, monkeypatch):
-    assert choose_runtime("auto", lambda target: BuildSettings(target=target)).target == "tensorrt"
+    assert choose_runtime("auto", lambda target: find_runtime(BuildSettings(target=target))).target == "tensorrt"
     missing = "/nowhere/python"
-    assert choose_runtime("auto", lambda target: BuildSettings(target=target, trt_python=missing)).target == "rtx"
+    assert (
+        choose_runtime("auto", lambda target: find_runtime(BuildSettings(target=target, trt_python=missing))).target
+        == "rtx"
+    )
     monkeypatch.setenv("ULTRA_MQ_TRT_PYTHON", missing)
-    assert choose_runtime("auto", lambda target: BuildSettings(target=target)).target == "rtx"
+    assert choose_runtime("auto", lambda target: find_runtime(BuildSettings(target=target))).target == "rtx"
     with pytest.raises(BackendError, match="/nowhere/python"):
-        choose_runtime("tensorrt", lambda target: BuildSettings(target=target))
+        choose_runtime("tensorrt", lambda target: find_runtime(BuildSettings(target=target)))

@@ -69,7 +69,7 @@ def build(
     from ultra_mq.core import Cache, RecipeError, validate
     from ultra_mq.graph import input_shape, load_graph
     from ultra_mq.prepare import gpu_index, load_image
-    from ultra_mq.runtimes import BuildSettings, Engine, EngineTarget, choose_runtime
+    from ultra_mq.runtimes import BuildSettings, Engine, EngineTarget, choose_runtime, find_runtime
     from ultra_mq.runtimes import build as build_stage
 
     shapes = [_shape(options.pop(name)) for name in ("smallest", "best", "largest")]
@@ -87,7 +87,7 @@ def build(
         }
         return validate(TypeAdapter(BuildSettings), document, "the options of the build", RecipeError)
 
-    runtime = choose_runtime(target, settings)  # type: ignore[arg-type]
+    runtime = choose_runtime(target, lambda chosen: find_runtime(settings(chosen)))  # type: ignore[arg-type]
     path = output or onnx_file.with_suffix(".rtx.engine" if runtime.target == "rtx" else ".engine")
     built = build_stage(
         onnx_file,

@@ -6,14 +6,13 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from ultra_mq.core import BackendError, publish
 from ultra_mq.measure import Accuracy, Bench, compare, evaluate, time_in_turns
 from ultra_mq.plan import repair_plan, save_plan
 from ultra_mq.prepare import gpu_index
 from ultra_mq.report import VariantResult
-from ultra_mq.runtimes import Engine, EngineTarget, Runtime, TensorRt, load_engine, save_engine
+from ultra_mq.runtimes import Engine, Runtime, TensorRt, choose_runtime, load_engine, save_engine
 from ultra_mq.search import learn_latency
 from ultra_mq.session import ENGINE, Artefacts, Session, evaluate_file, float_artefacts, host_target, prices_of
 
@@ -30,15 +29,12 @@ def find_engine_runtime(session: Session) -> tuple[Runtime | None, list[str]]:
     target = session.recipe.engine.target
     if target == "none":
         return None, []
-    if target != "auto":
-        return session.engine_runtime(target), []
-    reasons = []
-    for option in get_args(EngineTarget):
-        try:
-            return session.engine_runtime(option), []
-        except BackendError as error:  # noqa: PERF203
-            reasons.append(str(error))
-    return None, [f"Engines: {' '.join(reasons)}"]
+    try:
+        return choose_runtime(target, session.engine_runtime), []
+    except BackendError as error:
+        if target != "auto":
+            raise
+        return None, [f"Engines: {error}"]
 
 
 def add_engine(

@@ -153,20 +153,18 @@ def find_runtime(settings: BuildSettings) -> Runtime:
     return Runtime(settings.target, answer["version"], answer["strongly_typed"], answer["gpu"])
 
 
-def choose_runtime(
-    target: Literal["auto"] | EngineTarget, settings: Callable[[EngineTarget], BuildSettings]
-) -> Runtime:
+def choose_runtime(target: Literal["auto"] | EngineTarget, ask: Callable[[EngineTarget], Runtime]) -> Runtime:
     """The runtime of a target; ``auto`` is TensorRT where it is usable, else TensorRT-RTX.
 
     Raises:
         BackendError: None is usable.
     """
     if target != "auto":
-        return find_runtime(settings(target))
+        return ask(target)
     reasons = []
     for option in get_args(EngineTarget):
         try:
-            return find_runtime(settings(option))
+            return ask(option)
         except BackendError as error:  # noqa: PERF203
             reasons.append(str(error))
     raise BackendError(" ".join(reasons))
