@@ -3,8 +3,8 @@
 
     python demo/train.py --device 0 --task segment
 
-Took 2000 generated pictures; 80 epochs of the detector, 30 to 120 of the others; minutes on one GPU. The detector is a YOLO11n; the networks of the
-other tasks have half its width, since they are to be small.
+Took 2000 generated pictures, 80 epochs of the detector and 30 to 120 of the others: minutes on one GPU.
+The detector is a YOLO11n; the networks of the other tasks have half its width, since they are to be small.
 """
 
 from __future__ import annotations

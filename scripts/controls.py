@@ -38,10 +38,10 @@ def main() -> None:
     reference = evaluate_module(session, session.model.module, "FP32")
     rows = []
     for name, plan in plans.items():
-        accuracy = compare(evaluate_module(session, Artefacts(session, plan).module(), name), reference.detections)
-        rows.append((name, plan.bits, len(plan.quantized), accuracy.agreement, accuracy.map50_95))
+        accuracy = compare(evaluate_module(session, Artefacts(session, plan).module(), name), reference.predictions)
+        rows.append((name, plan.bits, len(plan.quantized), accuracy.agreement, accuracy.main))
         print(*rows[-1], flush=True)
-    write_text(arguments.output, render(arguments.bits, reference.images, reference.map50_95, rows))
+    write_text(arguments.output, render(arguments.bits, reference.images, reference.main, rows))
 
 
 def plan_in_order(session: Session, order: list[str], bits: float) -> PrecisionPlan:

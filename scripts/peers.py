@@ -46,10 +46,10 @@ def main() -> None:
         module = Artefacts(session, uniform_plan(session.model, "int8")).module()
         files["ultra-mq, 8 bits"] = export_onnx(module, folder / "ours.onnx", recipe.imgsz).path
         reference = evaluate(OnnxRuntime(fp32), session.data, label="FP32")
-        rows = [("FP32", reference.map50_95, 1.0)]
+        rows = [("FP32", reference.main, 1.0)]
         for label, path in files.items():
-            found = compare(evaluate(OnnxRuntime(path), session.data, label=label), reference.detections)
-            rows.append((label, found.map50_95, found.agreement))
+            found = compare(evaluate(OnnxRuntime(path), session.data, label=label), reference.predictions)
+            rows.append((label, found.main, found.agreement))
     lines = [
         "# Uniform INT8 against ModelOpt's ONNX quantization",
         "",

@@ -74,7 +74,7 @@ def model(weights):
 
 @pytest.fixture(scope="session")
 def data(shapes, model):
-    from ultra_mq.prepare.data import load_data
+    from ultra_mq.prepare.datasets import load_data
 
     return load_data(shapes, IMGSZ, model.stride)
 

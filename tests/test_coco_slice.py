@@ -41,7 +41,7 @@ def report(document):
 def test_the_float_model_scores_as_it_should(report):
     accuracy = report.reference.accuracy
     assert accuracy.images == 114
-    assert accuracy.map50_95 == pytest.approx(0.433, abs=0.003)
+    assert accuracy.main == pytest.approx(0.433, abs=0.003)
     assert accuracy.coco.ap == pytest.approx(0.4375, abs=0.003)
 
 
@@ -51,7 +51,7 @@ def test_bits_are_reached(report):
 
 
 def test_int8_loses_less_than_0_8_points(report):
-    assert report.variants[1].accuracy.map50_95 > report.reference.accuracy.map50_95 - 0.008
+    assert report.variants[1].accuracy.main > report.reference.accuracy.main - 0.008
 
 
 def test_agreement(report):
@@ -84,7 +84,7 @@ def test_modelopts_onnx_path(report, document, tmp_path):
     fp32 = report.folder / report.reference.onnx
     graph = ptq(fp32, tmp_path / "ptq.onnx", pixels, PtqSettings())
     accuracy = evaluate_file(session, graph.path, "ptq", host_target(session.recipe))
-    found = compare(accuracy, report.reference.accuracy.detections)
+    found = compare(accuracy, report.reference.accuracy.predictions)
     assert found.agreement == pytest.approx(0.883, abs=0.02)
 
 

@@ -88,8 +88,8 @@ def test_an_engine_computes_what_its_graph_says(built, data, name):
     with TensorRt(built[name].engine.path, device=LAST) as backend:
         engine = evaluate(backend, data, label=f"{name} engine")
     onnx = evaluate(OnnxRuntime(built[name].onnx), data, label=f"{name} ONNX")
-    assert compare(engine, onnx.detections).agreement > 0.9
-    assert engine.map50_95 == pytest.approx(onnx.map50_95, abs=0.05)
+    assert compare(engine, onnx.predictions).agreement > 0.9
+    assert engine.main == pytest.approx(onnx.main, abs=0.05)
 
 
 def test_latency_side_by_side(built):

@@ -52,13 +52,13 @@ def test_engines_are_proven_and_repaired(stand_in, recipe):
     assert fp32.engine is None
     for variant in (fp16, int8, ptq):
         assert variant.engine_error is None
-        assert variant.engine_accuracy.map50_95 > 0.3
+        assert variant.engine_accuracy.main > 0.3
         assert variant.engine_latency.samples == 200
         assert variant.engine_latency.p50_ms > 0
     # The stand-in runs the very graph it was given.
     for variant in (int8, ptq):
         assert variant.engine_agreement == 1
-        assert variant.engine_accuracy.map50_95 == variant.accuracy.map50_95
+        assert variant.engine_accuracy.main == variant.accuracy.main
     assert fp16.engine_latency.speedup is None
     assert report.engine_bench.reference == "fp16"
     assert int8.engine_latency.speedup > 0
@@ -71,7 +71,7 @@ def test_engines_are_proven_and_repaired(stand_in, recipe):
     folder = report.folder
     results = json.loads((folder / "results.json").read_text())
     assert results["variants"][2]["engine"]["repaired"] == [LAYER]
-    assert "detections" not in results["variants"][2]["engine_accuracy"]
+    assert "predictions" not in results["variants"][2]["engine_accuracy"]
     page = (folder / "results-shapes-yolo11n-trt-shapes.md").read_text()
     assert all(f"| {variant.name} | TensorRT 8.6.0, Stand-in GPU |" in page for variant in (fp16, int8, ptq))
     assert "loss to FP16" in page

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ultra_mq.core.errors import EvaluationError
-from ultra_mq.measure.coco import Detections, score_agreement, score_coco
+from ultra_mq.measure.agreement import score_agreement
+from ultra_mq.measure.coco import score_coco
+from ultra_mq.measure.predictions import Detections
 
 
 def detections(rows, images=("a.jpg", "b.jpg")):

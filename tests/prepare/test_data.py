@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from ultra_mq.core.errors import DataError
-from ultra_mq.measure.coco import score_agreement
+from ultra_mq.measure.agreement import score_agreement
 from ultra_mq.measure.evaluation import evaluate
-from ultra_mq.prepare.data import Batches, choose, find_annotations, fingerprint_split, load_data, match_images
+from ultra_mq.prepare.annotations import find_annotations, match_images
+from ultra_mq.prepare.data import Batches, choose, fingerprint_split
+from ultra_mq.prepare.datasets import load_data
 from ultra_mq.prepare.model import load_model
 
 
@@ -130,16 +132,25 @@ def test_unlabelled_data(own_shapes):
     assert len(data.evaluation.images) == 12
 
 
+def annotations_of(root, data):
+    evaluation = data.evaluation
+    return find_annotations(root, evaluation.images, list(evaluation.names.values()), data.names)[0]
+
+
+CATEGORIES = [{"name": name} for name in ("circle", "square", "triangle", "star", "cross")]
+
+
 def test_annotations_are_found_by_file_names(tmp_path, data):
     folder = tmp_path / "annotations"
     folder.mkdir()
     names = [path.name for path in data.evaluation.images]
     (folder / "instances_a.json").write_text(json.dumps({"images": [{"file_name": names[0], "id": 1}]}))
     (folder / "instances_broken.json").write_text("{")
-    assert find_annotations(tmp_path, data.evaluation) is None
+    assert annotations_of(tmp_path, data) is None
     whole = {"images": [{"file_name": f"val2017/{name}", "id": name} for name in [*names, "more.jpg"]]}
+    whole["categories"] = CATEGORIES
     (folder / "instances_z.json").write_text(json.dumps(whole))
-    assert find_annotations(tmp_path, data.evaluation) == folder / "instances_z.json"
+    assert annotations_of(tmp_path, data) == folder / "instances_z.json"
 
 
 def two_cameras(shapes, tmp_path):
@@ -164,13 +175,13 @@ def test_pictures_of_one_name_in_two_folders_are_two(shapes, weights, tmp_path):
     names = [f"{camera}/{number:05d}.jpg" for camera in ("cam1", "cam2") for number in range(6)]
     assert list(data.evaluation.names.values()) == names
     accuracy = evaluate(load_model(weights).module, data, label="cameras")
-    assert sorted(accuracy.detections.images) == names
-    assert set(accuracy.detections.file_names) <= set(names)
-    first = accuracy.detections.file_names[0]
+    assert sorted(accuracy.predictions.images) == names
+    assert set(accuracy.predictions.file_names) <= set(names)
+    first = accuracy.predictions.file_names[0]
     other = first.replace("cam1", "camX").replace("cam2", "cam1").replace("camX", "cam2")
-    moved = dataclasses.replace(accuracy.detections, file_names=(other, *accuracy.detections.file_names[1:]))
-    assert score_agreement(accuracy.detections, accuracy.detections) == 1
-    assert score_agreement(moved, accuracy.detections) < 1
+    moved = dataclasses.replace(accuracy.predictions, file_names=(other, *accuracy.predictions.file_names[1:]))
+    assert score_agreement(accuracy.predictions, accuracy.predictions) == 1
+    assert score_agreement(moved, accuracy.predictions) < 1
 
 
 def test_pictures_of_one_folder_keep_their_file_names(data):
@@ -190,12 +201,12 @@ def test_the_annotations_of_the_other_split_are_not_read(tmp_path, data, monkeyp
     folder.mkdir()
     entries = [{"file_name": path.name, "id": path.name} for path in data.evaluation.images]
     for split in ("train", "val"):
-        (folder / f"instances_{split}.json").write_text(json.dumps({"images": entries}))
+        (folder / f"instances_{split}.json").write_text(json.dumps({"images": entries, "categories": CATEGORIES}))
     read = []
     monkeypatch.setattr(
         Path, "read_text", lambda self, read_text=Path.read_text: (read.append(self), read_text(self))[1]
     )
-    assert find_annotations(tmp_path, data.evaluation).name == "instances_val.json"
+    assert annotations_of(tmp_path, data).name == "instances_val.json"
     assert [path.name for path in read] == ["instances_val.json"]
 
 
@@ -203,7 +214,7 @@ def test_the_annotations_of_the_other_split_are_not_read(tmp_path, data, monkeyp
 def test_json_that_is_no_annotation_file(tmp_path, data, text):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val.json").write_text(text)
-    assert find_annotations(tmp_path, data.evaluation) is None
+    assert annotations_of(tmp_path, data) is None
 
 
 def test_letterbox_pads_and_does_not_stretch(own_shapes):

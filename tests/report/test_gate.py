@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from ultra_mq.cli import main
 from ultra_mq.measure.accuracy import Accuracy, save_accuracy
-from ultra_mq.measure.bootstrap import _Scored, bootstrap_agreement, bootstrap_map
-from ultra_mq.measure.coco import Detections, score_agreement
+from ultra_mq.measure.agreement import score_agreement
+from ultra_mq.measure.bootstrap import _ScoredObjects, bootstrap_agreement, bootstrap_metric
+from ultra_mq.measure.predictions import Detections
 from ultra_mq.report.results import SCHEMA
 
 IMAGES = tuple(f"{number}.jpg" for number in range(40))
@@ -39,7 +40,7 @@ def test_unweighted_is_ultralytics_own_map():
 
     found = detections(miss=0.3)
     ap = ap_per_class(found.correct, found.scores, found.classes, found.label_classes)[5]
-    assert _Scored(found).average_precision(np.ones(40)) == pytest.approx(ap.mean(), abs=1e-12)
+    assert _ScoredObjects(found).score(np.ones(40)) == pytest.approx(ap.mean(), abs=1e-12)
 
 
 def test_a_weight_of_two_is_the_image_twice():
@@ -51,22 +52,22 @@ def test_a_weight_of_two_is_the_image_twice():
         names, found.classes[twice], found.boxes[twice], found.scores[twice], names, found.correct[twice], names,
         found.label_classes[twice],
     )  # fmt: skip
-    wanted = _Scored(resampled).average_precision(np.ones(40))
-    assert _Scored(found).average_precision(weights) == pytest.approx(wanted, abs=0.01)
+    wanted = _ScoredObjects(resampled).score(np.ones(40))
+    assert _ScoredObjects(found).score(weights) == pytest.approx(wanted, abs=0.01)
 
 
 def test_the_same_model_loses_nothing():
-    drop = bootstrap_map(detections(), detections())
+    drop = bootstrap_metric(detections(), detections())
     assert (drop.points, drop.low, drop.high, drop.images) == (0, 0, 0, 40)
     assert bootstrap_agreement(detections(), detections()).points == 0
 
 
 def test_an_interval_holds_the_loss_and_pairs_the_images():
-    worse = bootstrap_map(detections(miss=0.25), detections())
+    worse = bootstrap_metric(detections(miss=0.25), detections())
     assert worse.low < worse.points < worse.high
     assert worse.low > 0
     # Both models miss the same objects: the difference is nothing, however few images there are.
-    same = bootstrap_map(detections(miss=0.25), detections(miss=0.25))
+    same = bootstrap_metric(detections(miss=0.25), detections(miss=0.25))
     assert same.high == 0
 
 
@@ -80,8 +81,11 @@ def test_agreement_is_the_agreement_of_the_report():
 def results(tmp_path):
     def write(miss, speedup=(1.2, 1.1, 1.3)):
         for name, found in (("fp32", detections()), ("int8", detections(miss=miss))):
-            ap = _Scored(found).average_precision(np.ones(40))
-            save_accuracy(Accuracy(ap, ap, 40, None, None, found), tmp_path / "accuracy" / name)
+            ap = _ScoredObjects(found).score(np.ones(40))
+            save_accuracy(
+                Accuracy("detect", {"metrics/mAP50-95(B)": ap}, 40, None, None, None, found),
+                tmp_path / "accuracy" / name,
+            )
         latency = {"speedup": speedup[0], "speedup_interval": speedup[1:]}
         alone = {"speedup": None, "speedup_interval": None}
         variants = [{"name": "fp32"}, {"name": "alone", "latency": alone}, {"name": "int8", "latency": latency}]

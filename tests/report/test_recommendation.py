@@ -6,7 +6,7 @@ import pytest
 
 from ultra_mq.measure.accuracy import Accuracy
 from ultra_mq.measure.bench import Latency
-from ultra_mq.measure.coco import Detections
+from ultra_mq.measure.predictions import Detections
 from ultra_mq.plan.precision_plan import uniform_plan
 from ultra_mq.report.recommendation import find_front, find_knee, recommend
 from ultra_mq.report.results import Report, VariantResult
@@ -40,7 +40,7 @@ def report(model, tmp_path):
     def make(**settings):
         def result(name, points, ms, plan):
             latency = Latency({"device": "CPU of mine"}, 9, ms, ms, ms, ms, 1e3 / ms, 10 / ms, (1.0, 1.0), 0.0)
-            accuracy = Accuracy(points / 100, points / 100, 1, None, 0.9, EMPTY)
+            accuracy = Accuracy("detect", {"metrics/mAP50-95(B)": points / 100}, 1, None, 0.9, None, EMPTY)
             return VariantResult(name, f"{name}/{name}.onnx", None, 1, accuracy, plan=plan, latency=latency)
 
         variants = [{"name": "int8", "precision": "int8"}, {"name": "mixed", "bits": 9}]

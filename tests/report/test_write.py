@@ -7,7 +7,7 @@ import pytest
 
 from ultra_mq.measure.accuracy import Accuracy
 from ultra_mq.measure.bench import Bench, Latency
-from ultra_mq.measure.coco import Detections
+from ultra_mq.measure.predictions import Detections
 from ultra_mq.plan.precision_plan import uniform_plan
 from ultra_mq.plan.scores import Sensitivity
 from ultra_mq.report.results import Report, VariantResult
@@ -20,8 +20,9 @@ from ultra_mq.session.recipe import Recipe
 EMPTY = Detections((), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), ("a.jpg",))
 
 
-def accuracy(map50_95, agreement, images=114):
-    return Accuracy(map50_95, map50_95, images, None, agreement, EMPTY)
+def accuracy(main, agreement, images=114):
+    metrics = {} if main is None else {"metrics/mAP50-95(B)": main, "metrics/mAP50(B)": main}
+    return Accuracy("detect", metrics, images, None, agreement, None, EMPTY)
 
 
 @pytest.fixture

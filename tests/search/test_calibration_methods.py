@@ -21,4 +21,4 @@ def test_methods_and_numbers_of_images_are_compared(weights, shapes):
     agreements = [result["agreement"] for result in results]
     assert agreements == sorted(agreements, reverse=True)
     assert 0.5 < agreements[-1] <= agreements[0] <= 1
-    assert all(result["map50_95"] == pytest.approx(0.7, abs=0.25) for result in results)
+    assert all(result["main"] == pytest.approx(0.7, abs=0.25) for result in results)

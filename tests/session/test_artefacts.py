@@ -2,6 +2,7 @@
 """Keys of the cache: everything that a file depends on, and nothing else, makes another entry."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -84,7 +85,9 @@ def test_parity_depends_on_the_device(session, asked, monkeypatch):
     monkeypatch.setattr(module, "compare", lambda accuracy, reference: accuracy)
     monkeypatch.setattr(module, "check_parity", lambda *_: None)
     on_gpu = dataclasses.replace(session, device="cuda:0")
-    reference = dataclasses.make_dataclass("Reference", ["detections"])(None)
+    reference = dataclasses.make_dataclass("Reference", ["predictions"])(None)
+    monkeypatch.setattr(module.json, "loads", lambda text: [])
+    monkeypatch.setattr(Path, "read_text", lambda self: "")
     one, two = (keys(asked, lambda s=s: float_artefacts(s).check_parity(None, reference)) for s in (session, on_gpu))
     assert one != two
 

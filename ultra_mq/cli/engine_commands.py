@@ -67,15 +67,14 @@ def build(
     from pydantic import TypeAdapter
 
     from ultra_mq.core import Cache, RecipeError, validate
-    from ultra_mq.graph import input_shape, load_graph
-    from ultra_mq.prepare import gpu_index, load_image
+    from ultra_mq.jobs import image_for
+    from ultra_mq.prepare import gpu_index
     from ultra_mq.runtimes import BuildSettings, Engine, EngineTarget, choose_runtime, find_runtime
     from ultra_mq.runtimes import build as build_stage
 
     shapes = [_shape(options.pop(name)) for name in ("smallest", "best", "largest")]
     if any(shapes) and not all(shapes):
         raise click.UsageError("--min, --opt and --max belong together.")
-    imgsz = input_shape(load_graph(onnx_file))[2] or (shapes[1] or (0, 0, 640))[2]
     options["tactic_sources"] = options["tactic_sources"] or None
 
     def settings(chosen: EngineTarget) -> BuildSettings:
@@ -94,7 +93,7 @@ def build(
         path,
         settings(runtime.target),
         runtime=runtime,
-        image=load_image(image, imgsz) if image else None,
+        image=image_for(onnx_file, image, shapes[1]),
         max_repairs=repairs,
         timing_caches=Cache().root / "timing",
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,47 +28,56 @@ if TYPE_CHECKING:
 def val(
     files: tuple[str, ...], reference: Path | None, runtime: CpuRuntime, trt_python: str | None, as_json: bool
 ) -> None:
-    """Validate ONNX files and engines with Ultralytics' validator: mAP, and agreement with a reference."""
+    """Validate ONNX files and engines with Ultralytics' validator: its metrics, and agreement with a reference."""
     from contextlib import closing
 
-    from ultra_mq.core import BackendError
+    from ultra_mq.core import BackendError, UltraMQError
+    from ultra_mq.jobs import data_of, described, take_task
     from ultra_mq.measure import compare, evaluate
-    from ultra_mq.prepare import gpu_index, load_data
-    from ultra_mq.runtimes import open_file
+    from ultra_mq.prepare import gpu_index
+    from ultra_mq.runtimes import open_file, read_exported
     from ultra_mq.session import make_recipe
 
     paths = [Path(item) for item in files if "=" not in item]
-    recipe = make_recipe({}, [item for item in files if "=" in item])
+    task, overrides = take_task([item for item in files if "=" in item])
+    recipe = make_recipe({}, overrides)
     reference = reference or (paths[0] if paths else None)
     if reference is None:
         raise click.UsageError("Name at least one file.")
     if reference in paths:
         paths.remove(reference)
-    exported = _exported_settings(reference)
-    imgsz = recipe.imgsz if any(item.startswith("imgsz=") for item in files) else exported.get("imgsz", recipe.imgsz)
-    data = load_data(recipe.data, imgsz, exported.get("stride", 32), fraction=recipe.fraction)
     gpu = gpu_index(recipe.device)
     measured: dict[Path, Accuracy] = {}
     errors = []
     for path in [reference, *paths]:
         try:
+            exported = read_exported(path)
+            data = data_of(exported, recipe, task)
             with closing(open_file(path, trt_python, runtime=runtime, device=gpu)) as backend:
-                measured[path] = evaluate(backend, data, label=f"Evaluating {path.name}")
-        except BackendError as error:  # noqa: PERF203
-            errors.append(str(error))
+                measured[path] = evaluate(described(backend, data), data, label=f"Evaluating {path.name}")
+        except UltraMQError as error:  # noqa: PERF203
             if path == reference:
                 raise
-    compared = {path: compare(accuracy, measured[reference].detections) for path, accuracy in measured.items()}
-    images = measured[reference].images
+            errors.append(str(error))
+    against = measured[reference]
+    compared = {
+        path: compare(accuracy, against.predictions) if accuracy.task == against.task else accuracy
+        for path, accuracy in measured.items()
+    }
     if as_json:
         rows = [
-            {"file": str(path), "map50_95": a.map50_95, "map50": a.map50, "agreement": a.agreement}
+            {
+                "file": str(path), "task": a.task, "main": a.main, "second": a.second, "metrics": a.metrics,
+                "agreement": a.agreement, "shift": a.shift,
+            }
             for path, a in compared.items()
-        ]
-        document = {"images": images, "reference": str(reference), "files": rows, "errors": errors}
+        ]  # fmt: skip
+        document = {"images": against.images, "reference": str(reference), "files": rows, "errors": errors}
         click.echo(json.dumps(document, indent=2))
     else:
-        console.print(_accuracy_table(compared, f"{images} images; agreement with {reference.name}"))
+        for title in dict.fromkeys(accuracy.task for accuracy in compared.values()):
+            shown = {path: accuracy for path, accuracy in compared.items() if accuracy.task == title}
+            console.print(_accuracy_table(shown, f"{title}, {against.images} images; agreement with {reference.name}"))
     if errors:
         raise BackendError(" ".join(errors))
 
@@ -135,13 +143,16 @@ COMMANDS = (val, bench)
 
 
 def _accuracy_table(compared: Mapping[Path, Accuracy], title: str) -> Table:
+    from ultra_mq.measure import TASK_METRICS
     from ultra_mq.report import points
 
     table = Table(title=title, title_justify="left")
-    for column in ("file", "mAP50-95", "mAP50", "agreement"):
+    metrics = TASK_METRICS[next(iter(compared.values())).task]
+    for column in ("file", metrics.title, metrics.second_title, "agreement"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for path, accuracy in compared.items():
-        table.add_row(path.name, points(accuracy.map50_95), points(accuracy.map50), f"{accuracy.agreement:.3f}")
+        agreement = "-" if accuracy.agreement is None else f"{accuracy.agreement:.3f}"
+        table.add_row(path.name, points(accuracy.main), points(accuracy.second), agreement)
     return table
 
 
@@ -157,12 +168,3 @@ def _latency_table(measured: Bench, title: str) -> Table:
         wall = f"{latency.wall_p50_ms:.3g}" if latency.wall_p50_ms else "-"
         table.add_row(Path(name).name, *times, f"{latency.images_per_second:.0f}", ratio, wall)
     return table
-
-
-def _exported_settings(path: Path) -> dict[str, int]:
-    """Image size and stride in a file's Ultralytics metadata, where it has them."""
-    from ultralytics.nn.backends.base import BaseBackend
-
-    metadata = BaseBackend.read_metadata(path) if path.is_file() else {}
-    numbers = {key: re.findall(r"\d+", str(metadata.get(key, ""))) for key in ("imgsz", "stride")}
-    return {key: int(values[0]) for key, values in numbers.items() if values}

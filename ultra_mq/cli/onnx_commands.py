@@ -35,12 +35,13 @@ def ptq(
 ) -> None:  # fmt: skip
     """Quantize MODEL (.pt or FP32 .onnx) with ModelOpt's ONNX path: the baseline, and the way without a checkpoint."""
     from ultra_mq.graph import PtqSettings, quantized_layers
-    from ultra_mq.jobs import ptq_file
+    from ultra_mq.jobs import ptq_file, take_task
     from ultra_mq.session import make_recipe
 
     settings = PtqSettings(**options)
-    recipe = make_recipe({"model": model, "calibration": {"images": images}}, list(overrides))
-    graph = ptq_file(recipe, settings, calibration, output)
+    task, rest = take_task(overrides)
+    recipe = make_recipe({"model": model, "calibration": {"images": images}}, rest)
+    graph = ptq_file(recipe, settings, calibration, output, task)
     import onnx
 
     layers = sorted(quantized_layers(onnx.load(str(graph.path))))
@@ -67,12 +68,11 @@ def autocast(
     """Convert an FP32 or Q/DQ ONNX file to FP16 or BF16, and list the nodes that stay in FP32."""
     import onnx
 
-    from ultra_mq.graph import convert_to_fp16, hot_spots, input_shape, load_graph
-    from ultra_mq.prepare import load_image
+    from ultra_mq.graph import convert_to_fp16, hot_spots
+    from ultra_mq.jobs import image_for
 
     precision: Literal["fp16", "bf16"] = "bf16" if bf16 else "fp16"
-    imgsz = input_shape(load_graph(onnx_file))[2] or 640
-    pixels = load_image(image, imgsz) if image else None
+    pixels = image_for(onnx_file, image)
     path = output or onnx_file.with_name(f"{onnx_file.stem}-{precision}.onnx")
     graph = convert_to_fp16(onnx_file, path, pixels, precision=precision, exclude=exclude)
     spots = hot_spots(onnx.load(str(path)))

@@ -177,10 +177,10 @@ def calib(
         click.echo(json.dumps([asdict(result) for result in results], indent=2))
         return
     table = Table(title="Uniform INT8, the best agreement with FP32 first", title_justify="left")
-    for column in ("method", "images", "agreement", "mAP50-95"):
+    for column in ("method", "images", "agreement", "points"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for result in results:
-        table.add_row(result.method, str(result.images), f"{result.agreement:.3f}", points(result.map50_95))
+        table.add_row(result.method, str(result.images), f"{result.agreement:.3f}", points(result.main))
     console.print(table)
 
 

@@ -61,7 +61,7 @@ def sensitivity(
     from ultra_mq.plan import check_bits
     from ultra_mq.report import LAYER_CONSOLE_COLUMNS, make_layer_table, table_cells, write_layer_table
     from ultra_mq.search import learn_latency
-    from ultra_mq.session import make_recipe, open_session, require_detection
+    from ultra_mq.session import make_recipe, open_session
 
     check_bits(bits)
     document = {
@@ -69,11 +69,9 @@ def sensitivity(
         "runtime": "auto" if runtime == "none" else runtime, "sensitivity": {"method": method},
     }  # fmt: skip
     session = open_session(make_recipe(document, list(overrides)))
-    if truth:
-        require_detection(session)
     latency = learn_latency(session, session.target) if runtime != "none" else None
     table = make_layer_table(session, bits, truth, latency)
-    folder = make_run_folder(session.recipe)
+    folder = make_run_folder(session.recipe, session.model.task)
     write_layer_table(table, folder, Path(weights).name)
     if as_json:
         click.echo(json.dumps({"folder": str(folder), **asdict(table)}, indent=2))
@@ -151,13 +149,12 @@ def pareto(
     from ultra_mq.jobs import run_recipe
     from ultra_mq.report import console_table, recommend
     from ultra_mq.search import front_plans, front_recipe
-    from ultra_mq.session import make_recipe, open_session, require_detection
+    from ultra_mq.session import make_recipe, open_session
 
     recipe = make_recipe({"model": weights, "name": "pareto", **settings}, list(overrides))
     session = open_session(recipe)
-    require_detection(session)
     plans = front_plans(session, points)
-    report = run_recipe(front_recipe(recipe, plans, max_drop, metric), plans=plans)
+    report = run_recipe(front_recipe(session.recipe, plans, max_drop, metric), plans=plans)
     choice = recommend(report)
     if as_json:
         found = asdict(choice) if choice else None

@@ -8,7 +8,7 @@ from ultra_mq.graph.audit import audit_graph
 from ultra_mq.graph.autocast import convert_to_fp16, decode_patterns
 from ultra_mq.graph.export import OPSET, export_onnx
 from ultra_mq.graph.lint import lint_graph, quantized_layers
-from ultra_mq.graph.onnx_file import Graph, input_shape, load_graph, read_metadata
+from ultra_mq.graph.onnx_file import Graph, describe_graph, input_shape, load_graph, read_metadata, weights_leave_room
 from ultra_mq.graph.onnx_ptq import (
     PtqMethod,
     PtqSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "audit_graph",
     "convert_to_fp16",
     "decode_patterns",
+    "describe_graph",
     "export_onnx",
     "find_failed_nodes",
     "hot_spots",
@@ -44,4 +45,5 @@ __all__ = [
     "quantized_layers",
     "read_metadata",
     "save_calibration",
+    "weights_leave_room",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ultra_mq.core import E4M3, ExportError, quiet
 from ultra_mq.graph.onnx_file import Graph, load_graph, save_graph
 from ultra_mq.graph.tidy import tidy_qdq
+from ultra_mq.prepare import ImageSize, height_width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ FP8_OPSET = 19
 """First opset with FP8."""
 
 
-def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Graph:
+def export_onnx(module: nn.Module, path: Path, imgsz: ImageSize, batch: int = 1, *, dynamic: bool = False) -> Graph:
     """Export a float or fake-quantized module with Ultralytics' own exporter.
 
     Quantizers become QuantizeLinear/DequantizeLinear pairs; everything else stays FP32. Ultralytics adds the
@@ -31,8 +32,9 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
     Args:
         module: Fused Ultralytics module, with ModelOpt quantizers or without.
         path: Where to write.
-        imgsz: Image size in pixels; the graph is static.
+        imgsz: Image size in pixels, a number or height and width.
         batch: Images a forward pass.
+        dynamic: Let batch, height and width vary.
 
     Raises:
         ExportError: The exporter failed, or the lint found a fault that no runtime survives.
@@ -44,8 +46,8 @@ def export_onnx(module: nn.Module, path: Path, imgsz: int, batch: int = 1) -> Gr
         # The exporter names its output after the checkpoint.
         module.pt_path = str(Path(folder) / "model.pt")  # type: ignore[assignment]
         opset = FP8_OPSET if _has_fp8(module) else OPSET
-        overrides = {"format": "onnx", "imgsz": imgsz, "batch": batch, "opset": opset, "simplify": False}
-        overrides["device"] = "cpu"
+        overrides = {"format": "onnx", "batch": batch, "opset": opset, "simplify": False}
+        overrides |= {"imgsz": list(height_width(imgsz)), "dynamic": dynamic, "device": "cpu"}
         try:
             written = Exporter(overrides=overrides)(model=module)
         except Exception as error:

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ultra_mq.core import ExportError, atomic_path
 from ultra_mq.graph.lint import Fault, lint_graph
+from ultra_mq.prepare import LAYER_OPS, Data, height_width
 
 if TYPE_CHECKING:
     import onnx
+
+SEVEN_BITS = 64
+"""Largest weight for which two products with 8 bits stay below 2^15: 255 x 64 x 2."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,68 @@ def input_shape(graph: onnx.ModelProto) -> tuple[int, ...]:
     return tuple(dimension.dim_value for dimension in graph.graph.input[0].type.tensor_type.shape.dim)
 
 
+def weights_leave_room(graph: onnx.ModelProto) -> bool:
+    """Whether the INT8 weights of a graph use 7 bits at most, so that no sum of two products overflows 16 bits.
+
+    Args:
+        graph: FP32 or Q/DQ graph.
+    """
+    from onnx import numpy_helper
+
+    producers = {name: node for node in graph.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    constants |= {
+        node.output[0]: node.attribute[0].t
+        for node in graph.graph.node
+        if node.op_type == "Constant" and node.attribute
+    }
+    for node in graph.graph.node:
+        if node.op_type not in LAYER_OPS:
+            continue
+        dequantize = producers.get(node.input[1])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize = producers.get(dequantize.input[0])
+        name = dequantize.input[0] if quantize is None or quantize.op_type == "Constant" else quantize.input[0]
+        if name not in constants or dequantize.input[1] not in constants:
+            continue
+        values = numpy_helper.to_array(constants[name])
+        if values.dtype.kind == "f":
+            scale = numpy_helper.to_array(constants[dequantize.input[1]])
+            axis = next((value.i for value in dequantize.attribute if value.name == "axis"), 1)
+            shape = [-1 if index == axis else 1 for index in range(values.ndim)] if scale.size > 1 else []
+            values = np.rint(values / scale.reshape(shape))
+        if np.abs(values.astype(np.int32)).max() > SEVEN_BITS:
+            return False
+    return True
+
+
 def copy_metadata(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
     """Give a graph the metadata that Ultralytics needs to run it; ModelOpt's conversions drop it."""
     del target.metadata_props[:]
     target.metadata_props.extend(source.metadata_props)
+
+
+def describe_graph(source: Path, path: Path, data: Data) -> Path:
+    """Copy a graph without metadata to one that says what it is, from the data that it belongs to.
+
+    Args:
+        source: ONNX file of another exporter.
+        path: Where to write.
+        data: Data of the model's task, with its classes.
+    """
+    import onnx
+
+    model = load_graph(source)
+    shape = [size or 1 for size in input_shape(model)]
+    known = {
+        "task": data.task, "names": data.names, "stride": 32, "batch": shape[0], "channels": data.channels,
+        "imgsz": list(height_width(data.imgsz)), "args": {},
+    }  # fmt: skip
+    known |= {"kpt_shape": list(data.kpt_shape)} if data.kpt_shape else {}
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in known.items()})
+    onnx.save(model, str(path))
+    return path
 
 
 def read_metadata(graph: onnx.ModelProto) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ultra_mq.core import DataError, ExportError, PlanError, atomic_path, quiet, write_text
 from ultra_mq.graph.onnx_file import Graph, copy_metadata, input_shape, load_graph, save_graph
-from ultra_mq.prepare import LAYER_OPS, Batches, layer_of
+from ultra_mq.prepare import LAYER_OPS, Batches, ImageSize, height_width, layer_of
 
 if TYPE_CHECKING:
     import onnx
@@ -70,7 +70,7 @@ class PtqSettings:
         return "-".join([self.mode, self.method, self.preset, *custom])
 
 
-def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Graph:
+def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings, source: Path | None = None) -> Graph:
     """Quantize an FP32 ONNX file.
 
     Args:
@@ -79,6 +79,7 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
             holds the settings.
         pixels: Calibration images, float32 in [0, 1], shape (N, 3, H, W).
         settings: How to quantize.
+        source: File that the graph is a copy of, for the record.
 
     Raises:
         ExportError: ModelOpt refused, quantized nothing, or wrote a graph that no runtime survives.
@@ -86,17 +87,17 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
     import onnx
     from modelopt.onnx.quantization import quantize
 
-    source = load_graph(fp32)
-    if any(node.op_type == "QuantizeLinear" for node in source.graph.node):
+    original = load_graph(fp32)
+    if any(node.op_type == "QuantizeLinear" for node in original.graph.node):
         raise ExportError(f"'{fp32}' is quantized already. Pass the FP32 graph it was made from.")
     for pattern in (*settings.nodes, *settings.exclude):
-        if not any(re.match(pattern, node.name) for node in source.graph.node):
+        if not any(re.match(pattern, node.name) for node in original.graph.node):
             raise ExportError(
                 f"No node of '{fp32}' matches '{pattern}'. Its nodes are called like '/model.0/conv/Conv'."
             )
     exclude = [*(HEAD if settings.preset == "nohead" else ()), *settings.exclude]
-    name = source.graph.input[0].name
-    ops = list(settings.ops) or (_types_in(source, EXTREME_OPS) if settings.preset == "extreme" else None)
+    name = original.graph.input[0].name
+    ops = list(settings.ops) or (_types_in(original, EXTREME_OPS) if settings.preset == "extreme" else None)
     with tempfile.TemporaryDirectory(prefix="ultra-mq-ptq-") as folder, quiet():
         output = Path(folder) / "quantized.onnx"
         try:
@@ -105,7 +106,7 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
                 quantize_mode=settings.mode,
                 calibration_data={name: pixels},
                 calibration_shapes=f"{name}:1x{'x'.join(map(str, pixels.shape[1:]))}"
-                if 0 in input_shape(source)
+                if 0 in input_shape(original)
                 else None,
                 calibration_method=settings.method,
                 calibration_eps=list(settings.providers),
@@ -126,10 +127,10 @@ def ptq(fp32: Path, path: Path, pixels: np.ndarray, settings: PtqSettings) -> Gr
             ) from error
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise ExportError(f"ModelOpt quantized nothing of '{fp32}'. Loosen --nodes, --exclude or --ops.")
-    copy_metadata(source, quantized)
+    copy_metadata(original, quantized)
     # A stress test may quantize DFL: that is its purpose, and no reason to refuse the file.
     graph = save_graph(quantized, path, allow=("dfl-quantized",) if settings.preset != "nohead" else ())
-    details = {**asdict(settings), "source": str(fp32), "calibration_images": len(pixels)}
+    details = {**asdict(settings), "source": str(source or fp32), "calibration_images": len(pixels)}
     write_text(path.with_suffix(".json"), json.dumps(details, indent=1))
     return graph
 
@@ -183,20 +184,21 @@ def save_calibration(batches: Batches, path: Path) -> np.ndarray:
     return pixels
 
 
-def load_calibration(path: Path, imgsz: int, channels: int = 3) -> np.ndarray:
+def load_calibration(path: Path, imgsz: ImageSize, channels: int = 3) -> np.ndarray:
     """Read calibration images.
 
     Raises:
         DataError: The file cannot be read or has another shape or type.
     """
+    size = height_width(imgsz)
     try:
         pixels: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"Calibration tensor '{path}' cannot be read: {error}. Make it with ultra-mq ptq.") from error
-    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (channels, imgsz, imgsz):
+    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (channels, *size):
         raise DataError(
             f"Calibration tensor '{path}' is {pixels.dtype} {pixels.shape}; needed is float32 "
-            f"(N, {channels}, {imgsz}, {imgsz})."
+            f"(N, {channels}, {size[0]}, {size[1]})."
         )
     return pixels
 

@@ -5,6 +5,7 @@ In: a ``Recipe`` or a ``Sweep``. Out: run folders; also the functions of the Pyt
 """
 
 from ultra_mq.jobs.api import autoquant, autoquant_recipe, callback, compare_recipe, load, ptq_file, quantize
+from ultra_mq.jobs.exported_data import data_of, described, image_for, take_task
 from ultra_mq.jobs.pipeline import make_run_folder, run_recipe
 from ultra_mq.jobs.sweep.study import run_sweep
 from ultra_mq.jobs.sweep.sweep_file import load_sweep
@@ -16,6 +17,9 @@ __all__ = [
     "best_trials",
     "callback",
     "compare_recipe",
+    "data_of",
+    "described",
+    "image_for",
     "load",
     "load_sweep",
     "make_run_folder",
@@ -23,5 +27,6 @@ __all__ = [
     "quantize",
     "run_recipe",
     "run_sweep",
+    "take_task",
     "write_sweep_report",
 ]

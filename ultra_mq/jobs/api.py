@@ -3,29 +3,32 @@
 
 from __future__ import annotations
 
+import shlex
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ultra_mq.core import Cache, RecipeError
+from ultra_mq.core import Cache, RecipeError, warn
 from ultra_mq.graph import (
     Graph,
     PtqSettings,
+    describe_graph,
     export_onnx,
-    input_shape,
     load_calibration,
-    load_graph,
     ptq,
-    read_metadata,
     save_calibration,
 )
+from ultra_mq.jobs.exported_data import data_of
 from ultra_mq.jobs.pipeline import run_recipe, settle
 from ultra_mq.plan import PrecisionPlan
-from ultra_mq.prepare import Batches, choose, load_data, load_model, prepare_model, torch_device
+from ultra_mq.prepare import Batches, Data, choose, height_width, prepare_model, torch_device
 from ultra_mq.report import Report
-from ultra_mq.session import DEFAULT_BITS, Artefacts, Metric, Recipe, make_recipe, open_session, plan_variant
+from ultra_mq.runtimes import read_exported
+from ultra_mq.session import AUTO_DATA, DEFAULT_BITS, Artefacts, Metric, Recipe, make_recipe, open_session, plan_variant
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from ultra_mq.quantization import QuantizedYOLO
@@ -36,7 +39,7 @@ ModelT = TypeVar("ModelT", bound="nn.Module")
 def quantize(
     model: ModelT,
     bits: float = 9.0,
-    data: str | Path = "coco128.yaml",
+    data: str | Path = AUTO_DATA,
     *,
     plan: PrecisionPlan | None = None,
     cache: Cache | None = None,
@@ -48,7 +51,7 @@ def quantize(
         model: An Ultralytics ``YOLO``, whose network is replaced by the quantized one, or its inner ``nn.Module``,
             which is left untouched.
         bits: Budget in effective bits, 8 to 16; see ``docs/search.md``.
-        data: Ultralytics data YAML; its train split calibrates and scores.
+        data: Whatever Ultralytics takes as data; its train split calibrates and scores.
         plan: Plan to carry out in place of searching one for ``bits``.
         cache: Cache for calibration and scores; the default one where it is None.
         **settings: Further keys of a recipe, such as ``imgsz=320`` or ``device="0"``.
@@ -104,7 +107,7 @@ def load(path: str | Path) -> QuantizedYOLO:
 def autoquant(
     weights: str | Path,
     bits: float | None = None,
-    data: str | Path = "coco128.yaml",
+    data: str | Path = AUTO_DATA,
     *,
     max_drop: float | None = None,
     metric: Metric | None = None,
@@ -117,9 +120,9 @@ def autoquant(
     Args:
         weights: Trained ``.pt`` weights.
         bits: Budget in effective bits, 8 to 16; lower saturates with a warning. 9 where there is no budget at all.
-        data: Ultralytics data YAML: calibrates on train, evaluates on val.
+        data: Whatever Ultralytics takes as data: calibrates on train, evaluates on val.
         max_drop: Points of ``metric`` that may be lost.
-        metric: ``map`` (mAP50-95), or ``agreement`` with the float model.
+        metric: ``map`` (the main metric of the task), or ``agreement`` with the float model.
         max_latency_ms: Median latency on the recipe's ``runtime``, at most.
         min_speedup: Speed relative to the float model there, at least.
         **settings: Further keys of a recipe, such as ``imgsz=320`` or ``name="trial"``.
@@ -167,7 +170,9 @@ def compare_recipe(
     return make_recipe(document, overrides)
 
 
-def ptq_file(recipe: Recipe, settings: PtqSettings, calibration: Path | None, output: Path | None) -> Graph:
+def ptq_file(
+    recipe: Recipe, settings: PtqSettings, calibration: Path | None, output: Path | None, task: str | None = None
+) -> Graph:
     """Quantize the recipe's model, a checkpoint or an FP32 ONNX file, into a file named after the settings.
 
     The calibration tensor is written beside the result and used again by the next call with the same images.
@@ -177,30 +182,40 @@ def ptq_file(recipe: Recipe, settings: PtqSettings, calibration: Path | None, ou
         settings: How to quantize.
         calibration: ``.npy`` tensor to use in place of the recipe's images.
         output: File to write; ``<model>-<settings>.onnx`` in the current folder by default.
+        task: Task of an ONNX file that does not say its own.
 
     Raises:
         UltraMQError: The input cannot be used, or ModelOpt refused.
     """
     model = Path(recipe.model)
     path = output or Path(f"{model.stem}-{settings.tag}.onnx")
-    fp32 = model if model.suffix == ".onnx" else path.with_name(f"{model.stem}-fp32.onnx")
-    if fp32 == model:
-        graph = load_graph(model)
-        _, channels, height, _ = input_shape(graph)
-        imgsz, stride = height or recipe.imgsz, int(read_metadata(graph).get("stride", 32))
-    else:
-        prepared = load_model(recipe.model)
-        imgsz, stride, channels = recipe.imgsz, prepared.stride, prepared.channels
+    if model.suffix == ".onnx":
+        exported = read_exported(model)
+        size, channels = exported.imgsz or recipe.size, exported.channels
+        if calibration is not None:
+            return ptq(model, path, load_calibration(calibration, size, channels), settings)
+        data = data_of(exported, recipe, task)
+        with tempfile.TemporaryDirectory(prefix="ultra-mq-onnx-") as folder:
+            described = model if exported.task else describe_graph(model, Path(folder) / model.name, data)
+            return ptq(described, path, _calibration_pixels(data, recipe, path), settings, source=model)
+    session = open_session(recipe)
+    fp32 = path.with_name(f"{model.stem}-fp32.onnx")
+    size, channels = session.recipe.size, session.model.channels
     if calibration is not None:
-        pixels = load_calibration(calibration, imgsz, channels)
+        pixels = load_calibration(calibration, size, channels)
     else:
-        split = load_data(recipe.data, imgsz, stride, fraction=recipe.fraction).calibration
-        batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
-        tensor = path.with_name(f"calibration-{imgsz}-{batches.fingerprint[:8]}.npy")
-        pixels = load_calibration(tensor, imgsz, channels) if tensor.exists() else save_calibration(batches, tensor)
-    if fp32 != model:
-        export_onnx(prepared.module, fp32, imgsz)
+        pixels = _calibration_pixels(session.data, session.recipe, path)
+    export_onnx(session.model.module, fp32, size, recipe.export.batch, dynamic=recipe.export.dynamic)
     return ptq(fp32, path, pixels, settings)
+
+
+def _calibration_pixels(data: Data, recipe: Recipe, path: Path) -> np.ndarray:
+    """The recipe's calibration images, from the tensor beside a file where it is there."""
+    split = data.calibration
+    batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
+    size = "x".join(map(str, dict.fromkeys(height_width(data.imgsz))))
+    tensor = path.with_name(f"calibration-{size}-{batches.fingerprint[:8]}.npy")
+    return load_calibration(tensor, data.imgsz, data.channels) if tensor.exists() else save_calibration(batches, tensor)
 
 
 def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
@@ -214,6 +229,8 @@ def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
         Function for ``model.add_callback("on_train_end", ultra_mq.callback(bits=9))``. The run folder is
         ``ultra-mq`` inside the folder of the training.
 
+    Whatever goes wrong when training has ended is a warning with the command to run by hand.
+
     Raises:
         UltraMQError: Bits or settings do not fit, before training starts.
     """
@@ -221,9 +238,21 @@ def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:
 
     def on_train_end(trainer: Any) -> None:
         weights = trainer.best if trainer.best.exists() else trainer.last
+        try:
+            quantize_trained(trainer, weights)
+        except Exception as error:  # a training that took days must not end in an error of its last step
+            warn(
+                f"The training is done, its quantization is not: {error} By hand: "
+                f"ultra-mq autoquant --bits {bits:g} {shlex.quote(str(weights))} "
+                f"{shlex.quote(f'data={trainer.args.data}')}"
+            )
+
+    def quantize_trained(trainer: Any, weights: Path) -> None:
+        size = trainer.args.imgsz
         known = {
             "data": str(trainer.args.data),
-            "imgsz": int(trainer.args.imgsz),
+            "imgsz": list(size) if isinstance(size, (list, tuple)) else int(size),
+            "single_cls": bool(trainer.args.single_cls),
             "device": "cpu" if trainer.device.type == "cpu" else str(trainer.device.index or 0),
             "project": str(trainer.save_dir),
             "name": "ultra-mq",

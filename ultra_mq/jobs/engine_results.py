@@ -132,7 +132,7 @@ def _with_repair(
         plan = repair_plan(plan, repaired, session.model, prices_of(session, plan.cost_model, latency))
         save_plan(plan, onnx.parent / "plan.yaml")
     label = f"Evaluating {onnx.name}"
-    accuracy = compare(evaluate_file(session, onnx, label, host_target(session.recipe)), reference.detections)
+    accuracy = compare(evaluate_file(session, onnx, label, host_target(session.recipe)), reference.predictions)
     return replace(result, plan=plan, onnx=str(onnx.relative_to(run)), accuracy=accuracy)
 
 
@@ -144,10 +144,10 @@ def _prove(session: Session, result: VariantResult, engine: Engine, reference: A
         closing(TensorRt(engine.path, recipe.engine.trt_python, device=gpu_index(recipe.device))) as backend,
     ):
         accuracy = evaluate(backend, session.data, label=f"Evaluating {engine.path.name}")
-    agreement = compare(accuracy, result.accuracy.detections).agreement or 0.0
+    agreement = compare(accuracy, result.accuracy.predictions).agreement or 0.0
     if agreement < recipe.engine.min_agreement:
         session.warn(
             f"{result.name}: the engine agrees with its ONNX file at {agreement:.3f} only; TensorRT computes something "
             f"else than the graph says. Do not deploy this engine."
         )
-    return replace(result, engine_accuracy=compare(accuracy, reference.detections), engine_agreement=agreement)
+    return replace(result, engine_accuracy=compare(accuracy, reference.predictions), engine_agreement=agreement)

@@ -31,7 +31,6 @@ from ultra_mq.session import (
     plan_variant,
     prices_of,
     ptq_artefacts,
-    require_detection,
     save_recipe,
     score_layers,
     solve_bits,
@@ -58,12 +57,12 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
         ParityError: Torch and ONNX parted; the report is written and shows where.
     """
     session = open_session(recipe, cache)
-    require_detection(session)
+    recipe = session.recipe
     settled = {name: settle(session, plan) for name, plan in (plans or {}).items()}
     if recipe.runtime != "auto":
         _ = session.target  # a runtime that is not there is said before work starts
     runtime, not_built = find_engine_runtime(session)
-    folder = make_run_folder(recipe)
+    folder = make_run_folder(recipe, session.model.task)
     save_recipe(recipe, folder / "recipe.yaml")
     results = [_reference(session, folder)]
     for variant in recipe.variants:
@@ -111,7 +110,7 @@ def settle(session: Session, plan: PrecisionPlan) -> PrecisionPlan:
     return settled
 
 
-def make_run_folder(recipe: Recipe) -> Path:
+def make_run_folder(recipe: Recipe, task: str) -> Path:
     """Make the run folder by Ultralytics' own rule, ``runs/detect/autoquant``, then ``autoquant-2``.
 
     Raises:
@@ -120,9 +119,7 @@ def make_run_folder(recipe: Recipe) -> Path:
     from ultralytics.cfg import get_save_dir
 
     name = recipe.name or "autoquant"
-    settings = SimpleNamespace(
-        project=recipe.project, task="detect", mode="autoquant", name=name, exist_ok=recipe.exist_ok
-    )
+    settings = SimpleNamespace(project=recipe.project, task=task, mode="autoquant", name=name, exist_ok=recipe.exist_ok)
     while True:
         folder = Path(get_save_dir(settings))
         try:
@@ -176,7 +173,7 @@ def _variant(
         if made.checkpoint:
             publish(made.checkpoint, folder / f"{stem}.pt")
     label = f"Evaluating {variant.name}"
-    accuracy = compare(evaluate_file(session, source, label, host_target(recipe)), reference.detections)
+    accuracy = compare(evaluate_file(session, source, label, host_target(recipe)), reference.predictions)
     if recipe.evaluation.parity and made.checkpoint:
         parity = made.check_parity(accuracy, reference)
     result = VariantResult(
@@ -198,7 +195,7 @@ def _ptq_variant(
 ) -> tuple[VariantResult, Artefacts]:
     made = ptq_artefacts(session, variant.method)
     onnx = publish(made.graph, folder / f"{session.model.stem}-{variant.name}.onnx")
-    accuracy = compare(made.evaluate(f"Evaluating {variant.name}"), reference.detections)
+    accuracy = compare(made.evaluate(f"Evaluating {variant.name}"), reference.predictions)
     return VariantResult(variant.name, str(onnx.relative_to(run)), None, onnx.stat().st_size, accuracy), made
 
 
@@ -245,7 +242,6 @@ def _fail_on_parity(report: Report) -> None:
     for variant in report.variants:
         if variant.parity and not variant.parity.holds:
             raise ParityError(
-                f"'{variant.name}' is not the same model in torch and in ONNX: they part by {variant.parity.gap:.4f}, "
-                f"the limit is {variant.parity.limit:g}. See 'Parity' in '{report.folder / 'report.md'}', and do not "
-                f"deploy this file."
+                f"'{variant.name}' is not the same model in torch and in ONNX: {variant.parity}. "
+                f"See 'Parity' in '{report.folder / 'report.md'}', and do not deploy this file."
             )

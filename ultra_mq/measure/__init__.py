@@ -5,20 +5,26 @@ In: a module or an open ``Backend``, and data. Out: ``Accuracy`` with its detect
 latencies side by side.
 """
 
-from ultra_mq.measure.accuracy import Accuracy, Parity, check_parity, compare, load_accuracy, points_lost, save_accuracy
+from ultra_mq.measure.accuracy import Accuracy, compare, load_accuracy, points_lost, save_accuracy
 from ultra_mq.measure.bench import Bench, Latency, time_in_turns
-from ultra_mq.measure.bootstrap import bootstrap_agreement, bootstrap_map
+from ultra_mq.measure.bootstrap import bootstrap_agreement, bootstrap_metric
 from ultra_mq.measure.evaluation import evaluate
+from ultra_mq.measure.parity import Parity, Parting, check_parity, compare_layers
+from ultra_mq.measure.tasks import TASK_METRICS, TaskMetrics
 
 __all__ = [
+    "TASK_METRICS",
     "Accuracy",
     "Bench",
     "Latency",
     "Parity",
+    "Parting",
+    "TaskMetrics",
     "bootstrap_agreement",
-    "bootstrap_map",
+    "bootstrap_metric",
     "check_parity",
     "compare",
+    "compare_layers",
     "evaluate",
     "load_accuracy",
     "points_lost",

@@ -9,11 +9,13 @@ difference, so that it is far surer than either figure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ultra_mq.core import track
-from ultra_mq.measure.coco import Detections, match_agreement, require_same_images
+from ultra_mq.measure.agreement import match_agreement
+from ultra_mq.measure.predictions import Classifications, Detections, Predictions, require_same_images
 
 DRAWS = 500
 
@@ -35,31 +37,67 @@ class Drop:
     images: int
 
 
-def bootstrap_map(detections: Detections, reference: Detections, seed: int = 0) -> Drop:
-    """Points of Ultralytics' mAP50-95 that are lost from a reference, with their interval.
+def bootstrap_metric(predictions: Predictions, reference: Predictions, seed: int = 0) -> Drop:
+    """Points of the task's main metric that are lost from a reference, with their interval.
+
+    That is mAP50-95 by Ultralytics' rule, of boxes, masks, keypoints or rotated boxes, and top-1 of classifiers.
 
     Args:
-        detections: Detections of the model under test, with labels.
-        reference: Detections of the float model on the same images, with labels.
+        predictions: Of the model under test, with labels.
+        reference: Of the float model on the same images, with labels.
         seed: Seed of the draws.
 
     Raises:
         EvaluationError: The two saw different images.
     """
-    require_same_images(detections, reference)
-    return _resample(_Scored(detections), _Scored(reference), seed)
+    require_same_images(predictions, reference)
+    return _resample(_scored(predictions), _scored(reference), seed)
 
 
-def bootstrap_agreement(detections: Detections, reference: Detections, seed: int = 0) -> Drop:
-    """Points of agreement with the reference that are lost, with their interval; see ``bootstrap_map``.
+def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: int = 0) -> Drop:
+    """Points of agreement with the reference that are lost, with their interval; see ``bootstrap_metric``.
 
-    The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect model.
+    The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect detector.
     """
-    itself = _Scored(match_agreement(reference, reference))
-    return _resample(_Scored(match_agreement(detections, reference)), itself, seed)
+    return _resample(_agreeing(predictions, reference), _agreeing(reference, reference), seed)
 
 
-class _Scored:
+def bootstrap_gap(one: Predictions, other: Predictions, reference: Predictions, seed: int = 0) -> Drop:
+    """Points of agreement with the reference by which a model is behind another one, with their interval.
+
+    Args:
+        one: Of the model that may be behind.
+        other: Of the model to be behind of.
+        reference: What both shall agree with.
+        seed: Seed of the draws.
+
+    Raises:
+        EvaluationError: They saw different images.
+    """
+    return _resample(_agreeing(one, reference), _agreeing(other, reference), seed)
+
+
+class _Scored(Protocol):
+    """What one model found, scored over and over with images counted differently."""
+
+    images: int
+
+    def score(self, weights: np.ndarray) -> float:
+        """Figure in [0, 1] with every image counted ``weights`` times."""
+
+
+class _ScoredClasses:
+    """A classifier: the share of images that it is right on."""
+
+    def __init__(self, right: np.ndarray) -> None:
+        self.images = len(right)
+        self.right = right
+
+    def score(self, weights: np.ndarray) -> float:
+        return float(weights @ self.right / weights.sum())
+
+
+class _ScoredObjects:
     """Detections of one model, sorted once for many weighted scorings."""
 
     def __init__(self, found: Detections) -> None:
@@ -74,8 +112,8 @@ class _Scored:
             for kind in np.unique(found.label_classes)
         ]
 
-    def average_precision(self, weights: np.ndarray) -> float:
-        """AP50-95 with every image counted ``weights`` times, by Ultralytics' own rule for the curve."""
+    def score(self, weights: np.ndarray) -> float:
+        """AP50-95, by Ultralytics' own rule for the curve."""
         from ultralytics.utils.metrics import compute_ap
 
         scores = []
@@ -95,9 +133,23 @@ class _Scored:
         return float(np.mean(scores)) if scores else 0.0
 
 
+def _scored(found: Predictions) -> _Scored:
+    if isinstance(found, Classifications):
+        return _ScoredClasses(found.classes == found.labels)
+    return _ScoredObjects(found)
+
+
+def _agreeing(found: Predictions, reference: Predictions) -> _Scored:
+    if isinstance(found, Classifications):
+        require_same_images(found, reference)
+        return _ScoredClasses(found.classes == reference.classes)
+    assert isinstance(reference, Detections)
+    return _ScoredObjects(match_agreement(found, reference))
+
+
 def _resample(model: _Scored, reference: _Scored, seed: int) -> Drop:
     def lost(weights: np.ndarray) -> float:
-        return 100 * (reference.average_precision(weights) - model.average_precision(weights))
+        return 100 * (reference.score(weights) - model.score(weights))
 
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(model.images, np.full(model.images, 1 / model.images), size=DRAWS)

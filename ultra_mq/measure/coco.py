@@ -1,30 +1,33 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Average precision by pycocotools: the official COCO table, and agreement with the float model."""
+"""Average precision by pycocotools, of boxes, masks, keypoints and rotated boxes; and the official COCO table."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ultra_mq.core import EvaluationError
+from ultra_mq.measure.predictions import Detections
 from ultra_mq.prepare import match_images
 
-REFERENCE_CONFIDENCE = 0.25
-"""Float detections at or above this confidence are the ground truth of agreement: what a user would see drawn."""
-
-IOUS = 10
-"""Thresholds of AP50-95: IoU 0.50 to 0.95 in steps of 0.05."""
+KINDS = {"detect": "bbox", "obb": "bbox", "segment": "segm", "pose": "keypoints"}
+"""What pycocotools compares for a task."""
 
 
 @dataclass(frozen=True)
 class CocoTable:
-    """The six AP figures of the COCO table, each in [0, 1], or -1 where no object is of that size."""
+    """The AP figures of the COCO table, each in [0, 1], or -1 where no object is of that size.
+
+    Keypoints have no small objects.
+    """
 
     ap: float
     ap50: float
@@ -34,181 +37,138 @@ class CocoTable:
     ap_large: float
 
 
-@dataclass(frozen=True)
-class Detections:
-    """Boxes found in the evaluation images.
-
-    Attributes:
-        file_names: One image name a box, see ``Split.names``.
-        classes: Class indices, shape (N,).
-        boxes: Pixels of the original image, xywh with the top-left corner, shape (N, 4).
-        scores: Confidences in [0, 1], shape (N,).
-        images: Names of all images that were looked at, boxes or not.
-        correct: Whether Ultralytics' validator matched a box to a label at IoU 0.50, 0.55, ... 0.95, shape (N, 10).
-        label_images: One image name a label.
-        label_classes: Class indices of the labels, shape (M,).
-    """
-
-    file_names: tuple[str, ...]
-    classes: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    images: tuple[str, ...]
-    correct: np.ndarray = field(default_factory=lambda: np.zeros((0, IOUS), bool))
-    label_images: tuple[str, ...] = ()
-    label_classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-
-
 def score_coco(detections: Detections, annotations: Path, names: dict[int, str]) -> CocoTable:
     """Score detections against a COCO annotation file.
 
     Classes are matched by name, because COCO's 80 classes carry ids up to 90, and images by path or file name.
 
     Args:
-        detections: Boxes to score.
-        annotations: An ``instances_*.json`` file.
+        detections: Objects to score, masks in pixels of the original image.
+        annotations: An ``instances_*.json`` or ``person_keypoints_*.json`` file that knows all classes.
         names: Class index to class name.
 
     Raises:
-        EvaluationError: A class of the model or an image is unknown to the annotation file.
+        EvaluationError: An image is unknown to the annotation file.
     """
     truth = json.loads(annotations.read_text())
     ids = {category["name"]: category["id"] for category in truth["categories"]}
-    missing = [name for name in names.values() if name not in ids]
-    if missing:
-        raise EvaluationError(
-            f"'{annotations}' does not know the classes {', '.join(missing[:5])}. "
-            f"Name the classes in the data YAML as the annotation file does."
-        )
     image_ids = match_images(truth["images"], detections.images)
     if image_ids is None:
         raise EvaluationError(f"'{annotations}' does not describe all images. Remove it, or complete it.")
-    results = [
-        {"image_id": image_ids[file], "category_id": ids[names[int(cls)]], "bbox": box.tolist(), "score": float(score)}
-        for file, cls, box, score in zip(
-            detections.file_names, detections.classes, detections.boxes, detections.scores, strict=True
-        )
-    ]
-    return _evaluate(truth, results, [image_ids[file] for file in detections.images])
-
-
-def require_same_images(detections: Detections, reference: Detections) -> None:
-    """Refuse to compare models that saw different images.
-
-    Raises:
-        EvaluationError: They did.
-    """
-    if detections.images != reference.images:
-        raise EvaluationError(
-            "Two models are compared on the same images, and these saw different ones. Evaluate both on the same data."
-        )
-
-
-def score_agreement(detections: Detections, reference: Detections) -> float:
-    """AP50-95 of detections with the float model's own detections as ground truth.
-
-    It needs no labels, and because both sides come from the same images it resolves differences that mAP on
-    few images cannot.
-
-    Args:
-        detections: Boxes of the model under test, at all confidences.
-        reference: Boxes of the float model; those of confidence 0.25 and more count as objects.
-
-    Returns:
-        Class-wise AP averaged over IoU 0.50 to 0.95, in [0, 1]; 1 for two sides without any box.
-
-    Raises:
-        EvaluationError: The two sides saw different images.
-    """
-    if not (reference.scores >= REFERENCE_CONFIDENCE).any():
-        require_same_images(detections, reference)
-        return float(not (detections.scores >= REFERENCE_CONFIDENCE).any())
-    return _evaluate(*_agreement_problem(detections, reference)).ap
-
-
-def match_agreement(detections: Detections, reference: Detections) -> Detections:
-    """Detections matched to the float model's own by pycocotools, those as labels; what it drops is left out.
-
-    Raises:
-        EvaluationError: The two sides saw different images.
-    """
-    truth, results, ids = _agreement_problem(detections, reference)
-    evaluation = _match(truth, results, ids) if results else None
-    names = dict(enumerate(reference.images, start=1))
-    files: list[str] = []
-    classes: list[int] = []
-    scores: list[float] = []
-    correct = [np.zeros((0, IOUS), bool)]
-    # One entry a class, range of areas and image; the first range is all areas.
-    for found in evaluation.evalImgs if evaluation else ():
-        if found is not None and found["aRng"] == [0, 1e10]:
-            files += [names[found["image_id"]]] * len(found["dtScores"])
-            classes += [found["category_id"]] * len(found["dtScores"])
-            scores += found["dtScores"]
-            correct.append(np.asarray(found["dtMatches"]).T > 0)
-    keep = np.flatnonzero(reference.scores >= REFERENCE_CONFIDENCE)
-    return Detections(
-        file_names=tuple(files),
-        classes=np.array(classes, np.int64),
-        boxes=np.zeros((len(files), 4)),
-        scores=np.array(scores),
-        images=detections.images,
-        correct=np.concatenate(correct),
-        label_images=tuple(reference.file_names[index] for index in keep),
-        label_classes=reference.classes[keep],
-    )
-
-
-def _agreement_problem(
-    detections: Detections, reference: Detections
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
-    """Ground truth, results and image ids for pycocotools."""
-    require_same_images(detections, reference)
-    ids = {file: index for index, file in enumerate(reference.images, start=1)}
-    truth = {
-        "info": {},
-        "images": [{"id": index} for index in ids.values()],
-        "categories": [{"id": int(cls)} for cls in np.unique(reference.classes)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": ids[reference.file_names[index]],
-                "category_id": int(reference.classes[index]),
-                "bbox": reference.boxes[index].tolist(),
-                "area": float(reference.boxes[index][2] * reference.boxes[index][3]),
-                "iscrowd": 0,
-            }
-            for number, index in enumerate(np.flatnonzero(reference.scores >= REFERENCE_CONFIDENCE), start=1)
-        ],
-    }
-    results = [
-        {"image_id": ids[file], "category_id": int(cls), "bbox": box.tolist(), "score": float(score)}
-        for file, cls, box, score in zip(
-            detections.file_names, detections.classes, detections.boxes, detections.scores, strict=True
-        )
-    ]
-    return truth, results, list(ids.values())
-
-
-def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], image_ids: list[int]) -> CocoTable:
-    if not results:
+    categories = [ids[names[int(cls)]] for cls in detections.classes]
+    found = results(detections, [image_ids[file] for file in detections.file_names], categories)
+    if not found:
         return CocoTable(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    evaluation = match(truth, found, [image_ids[file] for file in detections.images], detections.task)
+    if detections.task == "pose":
+        evaluation.params.maxDets = [20]  # of the official table; the summary asks for it
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _match(truth, results, image_ids)
+        if detections.task == "pose":
+            evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return CocoTable(*(float(value) for value in evaluation.stats[:6]))
+    stats = [float(value) for value in evaluation.stats]
+    return CocoTable(*stats[:3], *((-1.0, *stats[3:5]) if detections.task == "pose" else stats[3:6]))
 
 
-def _match(truth: dict[str, Any], results: list[dict[str, Any]], image_ids: list[int]) -> Any:
+def results(detections: Detections, image_ids: Sequence[Any], categories: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections as pycocotools takes them, a dictionary each.
+
+    Args:
+        detections: Objects.
+        image_ids: Id of each object's image.
+        categories: Category of each object.
+    """
+    found: list[dict[str, Any]] = []
+    for index, (image, category) in enumerate(zip(image_ids, categories, strict=True)):
+        entry = {
+            "image_id": image,
+            "category_id": int(category),
+            "bbox": detections.boxes[index].tolist(),
+            "score": float(detections.scores[index]),
+        }
+        if detections.task == "segment":
+            entry["segmentation"] = {"size": detections.mask_sizes[index].tolist(), "counts": detections.masks[index]}
+            del entry["bbox"]  # it would be taken in place of the mask
+        elif detections.task == "pose":
+            entry["keypoints"] = detections.keypoints[index].ravel().tolist()
+        elif detections.task == "obb":
+            entry["angle"] = float(detections.angles[index])
+        found.append(entry)
+    return found
+
+
+def match(
+    truth: dict[str, Any],
+    found: list[dict[str, Any]],
+    image_ids: list[Any],
+    task: str,
+    sigmas: np.ndarray | None = None,
+) -> Any:
+    """Objects matched to the truth by pycocotools; ``evalImgs`` of the answer has the matches.
+
+    Args:
+        truth: Images, categories and annotations in COCO's form.
+        found: What ``results`` makes.
+        image_ids: Images to look at.
+        task: Ultralytics task.
+        sigmas: Spread of each keypoint; COCO's own 17 by default.
+    """
     from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **truth}
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        kind = _rotated_evaluation() if task == "obb" else _plain_evaluation()
+        evaluation = kind(coco, coco.loadRes(found), KINDS[task])
         evaluation.params.imgIds = image_ids
+        if task == "pose":
+            evaluation.params.maxDets = [300]
+            if sigmas is not None and len(sigmas):
+                evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
     return evaluation
+
+
+def average_precision(evaluation: Any) -> float:
+    """AP50-95 over all classes and areas of a matched evaluation, in [0, 1]."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    known = precision[precision > -1]
+    return float(known.mean()) if len(known) else 0.0
+
+
+def _plain_evaluation() -> Any:
+    from pycocotools.cocoeval import COCOeval
+
+    return COCOeval
+
+
+@functools.cache
+def _rotated_evaluation() -> Any:
+    """COCOeval with Ultralytics' IoU of rotated boxes, which pycocotools does not know."""
+    import torch
+    from pycocotools.cocoeval import COCOeval
+    from ultralytics.utils.metrics import batch_probiou
+
+    class RotatedEvaluation(COCOeval):  # type: ignore[misc]
+        def computeIoU(self, imgId: Any, catId: Any) -> Any:  # noqa: N802, N803
+            truth, found = self._gts[imgId, catId], self._dts[imgId, catId]
+            if not truth and not found:
+                return []
+            order = np.argsort([-entry["score"] for entry in found], kind="mergesort")
+            found = [found[index] for index in order[: self.params.maxDets[-1]]]
+            if not truth or not found:
+                return np.zeros((len(found), len(truth)))
+            one, other = (torch.tensor([_rotated(entry) for entry in side]) for side in (found, truth))
+            return batch_probiou(one, other).double().numpy()
+
+    return RotatedEvaluation
+
+
+def _rotated(entry: dict[str, Any]) -> list[float]:
+    """Centre, width, height and angle of a result or an annotation."""
+    x, y, width, height = entry["bbox"]
+    return [x + width / 2, y + height / 2, width, height, entry["angle"]]

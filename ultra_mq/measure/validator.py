@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Ultralytics' validator and backend classes, extended: detections kept, any runtime driven.
+"""Ultralytics' validators and backend classes, extended: predictions kept, any runtime driven.
 
 Imported only when something is evaluated, because it needs Ultralytics at import time.
 """
@@ -12,61 +12,174 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from ultralytics.models.yolo.classify import ClassificationValidator
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.models.yolo.obb import OBBValidator
+from ultralytics.models.yolo.pose import PoseValidator
+from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn.backends.base import BaseBackend
 
-from ultra_mq.measure.coco import IOUS, Detections
+from ultra_mq.measure.predictions import IOUS, Classifications, Detections
+from ultra_mq.measure.tasks import TASK_METRICS
 
 if TYPE_CHECKING:
     from ultra_mq.runtimes import Backend
 
+SMALLEST_PROBABILITY = float(np.finfo(np.float16).tiny)
 
-class RecordingValidator(DetectionValidator):  # type: ignore[misc]
-    """Ultralytics' validator that keeps its detections in memory; COCO scoring is left to ``coco.py``."""
+
+class _Recording:
+    """Mixin for a validator of objects: it keeps its detections in memory; COCO scoring is left to ``coco.py``."""
 
     batch_images = 0
     image_names: dict[str, str]
     """Image file to what it is called in detections; set before the run."""
+    full_masks = False
+    """Whether masks are kept in pixels of the original image, which a COCO table needs and which takes time."""
+
+    args: Any
+    metrics: Any
 
     def init_metrics(self, model: nn.Module) -> None:
         """Start with no detections, beside Ultralytics' own metrics."""
-        super().init_metrics(model)
-        self.rows: list[tuple[str, np.ndarray]] = []
+        super().init_metrics(model)  # type: ignore[misc]
         self.images: list[str] = []
+        self.found: list[dict[str, np.ndarray]] = []
         self.correct: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
+        self.masks: list[bytes] = []
 
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Record one batch in pixels of the original images."""
-        super().update_metrics(preds, batch)
+        super().update_metrics(preds, batch)  # type: ignore[misc]
         self.batch_images = len(preds)
+        task = self.args.task
         for index, pred in enumerate(preds):
-            prepared = self._prepare_batch(index, batch)
-            name = self.image_names[str(prepared["im_file"])]
-            self.images.append(name)
+            self.images.append(self.image_names[str(batch["im_file"][index])])
             matched = index - len(preds)  # the validator has just appended this batch
-            self.correct.append(self.metrics.stats["tp"][matched])
+            self.correct.append(self.metrics.stats[TASK_METRICS[task].correct][matched])
             self.labels.append(self.metrics.stats["target_cls"][matched])
-            if len(pred["cls"]):
-                scaled = self.scale_preds(self._prepare_pred(pred), prepared)
-                columns = [scaled["cls"][:, None], scaled["bboxes"], scaled["conf"][:, None]]
-                self.rows.append((name, torch.cat([c.float().cpu() for c in columns], dim=1).numpy()))
+            frame = {
+                "imgsz": batch["img"].shape[2:],
+                "ori_shape": batch["ori_shape"][index],
+                "ratio_pad": batch["ratio_pad"][index],
+            }
+            self.found.append(self._in_original_pixels(pred, frame))
 
-    def detections(self) -> Detections:
+    def _in_original_pixels(self, pred: dict[str, torch.Tensor], frame: dict[str, Any]) -> dict[str, np.ndarray]:
+        masks = pred["masks"] if self.args.task == "segment" else None
+        if not len(pred["cls"]):
+            scaled = pred
+        elif masks is not None and not self.full_masks:
+            scaled = DetectionValidator.scale_preds(self, pred, frame)
+        else:
+            scaled = self.scale_preds(pred, frame)  # type: ignore[attr-defined]
+            masks = scaled.get("masks")
+        kept = {"boxes": scaled["bboxes"], "cls": scaled["cls"], "conf": scaled["conf"]}
+        if self.args.task == "pose":
+            kept["keypoints"] = scaled["keypoints"]
+        arrays = {name: value.float().cpu().numpy() for name, value in kept.items()}
+        if masks is not None:
+            arrays["mask_sizes"] = np.tile(np.array(masks.shape[1:], np.int64), (len(masks), 1))
+            self.masks += _encode(masks)
+        return arrays
+
+    def predictions(self) -> Detections:
         """Everything recorded since the run began."""
-        table = np.concatenate([rows for _, rows in self.rows]) if self.rows else np.zeros((0, 6), np.float32)
-        boxes = table[:, 1:5].astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
+        task = self.args.task
+        boxes = self._joined("boxes", (5 if task == "obb" else 4,)).astype(np.float64)
+        angles = np.zeros(0)
+        if task == "obb":
+            angles, boxes = boxes[:, 4], boxes[:, :4].copy()
+            boxes[:, :2] -= boxes[:, 2:] / 2
+        else:
+            boxes[:, 2:] -= boxes[:, :2]
+        keypoints = np.zeros((0, 0, 3))
+        if task == "pose":
+            keypoints = self._joined("keypoints", tuple(self.kpt_shape)).astype(np.float64)  # type: ignore[attr-defined]
+            if keypoints.shape[2] == 2:
+                keypoints = np.concatenate([keypoints, np.ones((*keypoints.shape[:2], 1))], axis=2)
         return Detections(
-            file_names=tuple(name for name, rows in self.rows for _ in range(len(rows))),
-            classes=table[:, 0].astype(np.int64),
+            file_names=tuple(name for name, found in zip(self.images, self.found, strict=True) for _ in found["cls"]),
+            classes=self._joined("cls", ()).astype(np.int64),
             boxes=boxes,
-            scores=table[:, 5].astype(np.float64),
+            scores=self._joined("conf", ()).astype(np.float64),
             images=tuple(self.images),
             correct=np.concatenate([*self.correct, np.zeros((0, IOUS), bool)]).astype(bool),
             label_images=tuple(name for name, found in zip(self.images, self.labels, strict=True) for _ in found),
             label_classes=np.concatenate([*self.labels, np.zeros(0)]).astype(np.int64),
+            task=task,
+            angles=angles,
+            keypoints=keypoints,
+            sigmas=np.asarray(self.sigma, np.float64) if task == "pose" else np.zeros(0),  # type: ignore[attr-defined]
+            masks=tuple(self.masks),
+            mask_sizes=self._joined("mask_sizes", (2,)).astype(np.int64)
+            if task == "segment"
+            else np.zeros((0, 2), int),
         )
+
+    def _joined(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        parts = [found[name].reshape(-1, *shape) for found in self.found]
+        return np.concatenate([*parts, np.zeros((0, *shape), np.float32)])
+
+
+class RecordingValidator(_Recording, DetectionValidator):  # type: ignore[misc]
+    """Validates a detector."""
+
+
+class RecordingSegmentationValidator(_Recording, SegmentationValidator):  # type: ignore[misc]
+    """Validates a segmentation model."""
+
+
+class RecordingPoseValidator(_Recording, PoseValidator):  # type: ignore[misc]
+    """Validates a pose model."""
+
+
+class RecordingOBBValidator(_Recording, OBBValidator):  # type: ignore[misc]
+    """Validates a detector of oriented boxes."""
+
+
+class RecordingClassificationValidator(ClassificationValidator):  # type: ignore[misc]
+    """Validates a classifier and keeps its probabilities."""
+
+    batch_images = 0
+    image_names: dict[str, str]
+    full_masks = False
+
+    def init_metrics(self, model: nn.Module) -> None:
+        """Start with no predictions, beside Ultralytics' own."""
+        super().init_metrics(model)
+        self.rows: list[np.ndarray] = []
+
+    def update_metrics(self, preds: torch.Tensor, batch: dict[str, Any]) -> None:
+        """Record one batch."""
+        super().update_metrics(preds, batch)
+        self.batch_images = len(preds)
+        self.rows.append(preds.float().clamp(min=SMALLEST_PROBABILITY).log().cpu().numpy())
+
+    def predictions(self) -> Classifications:
+        """Everything recorded since the run began."""
+        return Classifications(
+            images=tuple(self.image_names.values()),
+            log_probabilities=np.concatenate(self.rows),
+            labels=torch.cat(self.targets).numpy().astype(np.int64),
+        )
+
+
+VALIDATORS: dict[str, Any] = {
+    "detect": RecordingValidator,
+    "segment": RecordingSegmentationValidator,
+    "pose": RecordingPoseValidator,
+    "obb": RecordingOBBValidator,
+    "classify": RecordingClassificationValidator,
+}
+
+
+def _encode(masks: torch.Tensor) -> list[bytes]:
+    from pycocotools import mask
+
+    pixels = masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return [found["counts"] for found in mask.encode(np.asfortranarray(pixels))]
 
 
 class RuntimeBackend(BaseBackend):  # type: ignore[misc]
@@ -89,5 +202,5 @@ class RuntimeBackend(BaseBackend):  # type: ignore[misc]
         self.apply_metadata(dict(self.runtime.metadata))
 
     def forward(self, im: torch.Tensor) -> list[np.ndarray]:
-        """Run one batch, shape (B, 3, H, W) in [0, 1]."""
+        """Run one batch, shape (B, C, H, W) in [0, 1]."""
         return self.runtime.infer(im.float().cpu().numpy())

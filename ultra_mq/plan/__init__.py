@@ -10,6 +10,7 @@ from ultra_mq.plan.gradient import measure_sensitivity
 from ultra_mq.plan.latency import LatencyModel, Probe, fit_latency
 from ultra_mq.plan.perturb import measure_perturbation
 from ultra_mq.plan.precision_plan import (
+    KEPT,
     LayerPlan,
     PrecisionPlan,
     check_bits,
@@ -25,6 +26,7 @@ from ultra_mq.plan.solve import Choices, Measure, make_choices, solve_choice, so
 
 __all__ = [
     "BITS_MODELS",
+    "KEPT",
     "Choices",
     "CostModel",
     "LatencyModel",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ultra_mq.core import FLOAT, FORMATS
-from ultra_mq.prepare import PreparedModel, channels_of
+from ultra_mq.prepare import ImageSize, PreparedModel, channels_of, height_width
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ BITS_MODELS: tuple[CostModel, ...] = ("weights", "macs")
 """Cost models that count bits; latency is measured, see ``latency.py``."""
 
 
-def layer_sizes(model: PreparedModel, cost_model: CostModel, imgsz: int) -> dict[str, float]:
+def layer_sizes(model: PreparedModel, cost_model: CostModel, imgsz: ImageSize) -> dict[str, float]:
     """Size of every quantizable layer, in the unit that the cost model counts.
 
     Args:
@@ -52,8 +52,8 @@ def average_bits(choice: Mapping[str, str], sizes: Mapping[str, float]) -> float
     return sum(cost_in_format(size, choice.get(name, FLOAT)) for name, size in sizes.items()) / total
 
 
-def count_macs(module: nn.Module, imgsz: int) -> dict[str, float]:
-    """Multiply-accumulates of every convolution and linear layer for one square image.
+def count_macs(module: nn.Module, imgsz: ImageSize) -> dict[str, float]:
+    """Multiply-accumulates of every convolution and linear layer for one image.
 
     A convolution does ``weight.numel() / out_channels`` MACs for every output element.
 
@@ -68,8 +68,8 @@ def count_macs(module: nn.Module, imgsz: int) -> dict[str, float]:
     }
 
 
-def count_outputs(module: nn.Module, imgsz: int) -> dict[str, float]:
-    """Elements that every convolution and linear layer writes for one square image.
+def count_outputs(module: nn.Module, imgsz: ImageSize) -> dict[str, float]:
+    """Elements that every convolution and linear layer writes for one image.
 
     Args:
         module: Ultralytics module.
@@ -93,7 +93,7 @@ def count_outputs(module: nn.Module, imgsz: int) -> dict[str, float]:
     parameter = next(module.parameters())
     try:
         with torch.no_grad():
-            module(torch.zeros(1, channels_of(module), imgsz, imgsz, device=parameter.device))
+            module(torch.zeros(1, channels_of(module), *height_width(imgsz), device=parameter.device))
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,7 @@ import numpy as np
 
 from ultra_mq.core import FLOAT, KernelTime
 from ultra_mq.plan.cost import count_outputs
-from ultra_mq.prepare import JOINS, Op, PreparedModel, find_links, layer_of
+from ultra_mq.prepare import JOINS, ImageSize, Op, PreparedModel, find_links, layer_of
 
 _NODE = re.compile(r"/model\.\d+[\w./]*")
 
@@ -84,7 +84,7 @@ class LatencyModel:
 
 
 def fit_latency(
-    model: PreparedModel, imgsz: int, runtime: dict[str, str], probes: Sequence[Probe], batch: int = 1
+    model: PreparedModel, imgsz: ImageSize, runtime: dict[str, str], probes: Sequence[Probe], batch: int = 1
 ) -> LatencyModel:
     """Learn the latencies of a target from probes.
 

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from ultra_mq.core import progress
 from ultra_mq.plan.scores import Sensitivity, check_scores
-from ultra_mq.prepare import ANCHOR_EXTRAS, Batches, Placement, PreparedModel, place_joins, uniform_formats
+from ultra_mq.prepare import (
+    ANCHOR_EXTRAS,
+    Batches,
+    Placement,
+    PreparedModel,
+    gather_inputs,
+    place_joins,
+    uniform_formats,
+)
 from ultra_mq.quantization import Calibration, apply_formats
 
 if TYPE_CHECKING:
@@ -161,7 +169,7 @@ def _run_all(network: nn.Module, images: Any) -> tuple[list[Any], list[Any], Any
     outputs: list[Any] = []
     value = images
     for module in network.model:  # type: ignore[union-attr]
-        value = _gather(module, value, outputs)
+        value = gather_inputs(module, value, outputs)
         inputs.append(value)
         value = module(value)
         outputs.append(value)
@@ -172,15 +180,6 @@ def _run_from(network: Any, first: int, value: Any, outputs: list[Any]) -> Any:
     """Output of the network from a top-level module on, given its input and what the modules before it made."""
     outputs = list(outputs)
     for number, module in enumerate(network.model[first:]):
-        value = module(_gather(module, value, outputs) if number else value)
+        value = module(gather_inputs(module, value, outputs) if number else value)
         outputs.append(value)
     return value
-
-
-def _gather(module: Any, before: Any, outputs: list[Any]) -> Any:
-    """Input of a top-level module, as ``BaseModel._predict_once`` of Ultralytics puts it together."""
-    if module.f == -1:
-        return before
-    if isinstance(module.f, int):
-        return outputs[module.f]
-    return [before if source == -1 else outputs[source] for source in module.f]

@@ -17,7 +17,9 @@ from ultra_mq.plan.cost import CostModel, average_bits, weight_sizes
 from ultra_mq.plan.prices import Prices, weight_prices
 from ultra_mq.prepare import Placement, PreparedModel, uniform_formats
 
-Why = Literal["searched", "kept", "repaired", "user"]
+Why = Literal["searched", "kept", "dead", "repaired", "user"]
+KEPT: tuple[Why, ...] = ("kept", "dead")
+"""Layers that no plan may quantize: by rule, or because nothing ever reaches them."""
 FLOAT_BITS = FORMATS[FLOAT].bits
 
 
@@ -31,7 +33,8 @@ class LayerPlan:
         score: Sensitivity in that format; 0 in float, None where nothing was scored.
         cost: Size times bits in the plan's cost model, or milliseconds for ``latency``; 0 for kept layers, which are
             outside the count; None where it is not known.
-        why: ``searched`` by the solver, ``kept`` by rule, ``repaired`` after a failed build, or set by the ``user``.
+        why: ``searched`` by the solver, ``kept`` by rule, ``dead`` where the input is always zero, ``repaired`` after a
+            failed build, or set by the ``user``.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -160,7 +163,13 @@ def make_plan(
         budget_bits=budget_bits,
         budget_bits_reached=0.0,
         bits=0.0,
-        layers=(*layers, *(LayerPlan(layer.name, FLOAT, None, 0.0, "kept") for layer in model.kept)),
+        layers=(
+            *layers,
+            *(
+                LayerPlan(layer.name, FLOAT, None, 0.0, "dead" if layer.name in model.dead else "kept")
+                for layer in model.kept
+            ),
+        ),
         placement=placement,
     )
     return with_figures(plan, plan.layers, model, prices)
@@ -177,7 +186,7 @@ def with_figures(
     plan: PrecisionPlan, layers: tuple[LayerPlan, ...], model: PreparedModel, prices: Prices
 ) -> PrecisionPlan:
     """The plan with these layers, and the bits and milliseconds of just these."""
-    choice = {layer.name: layer.format for layer in layers if layer.why != "kept"}
+    choice = {layer.name: layer.format for layer in layers if layer.why not in KEPT}
     return replace(
         plan,
         layers=layers,

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from ultra_mq.core import FLOAT, FORMATS, PlanError
-from ultra_mq.plan.precision_plan import LayerPlan, PrecisionPlan, with_figures
+from ultra_mq.plan.precision_plan import KEPT, LayerPlan, PrecisionPlan, with_figures
 from ultra_mq.plan.prices import Prices
 from ultra_mq.prepare import PreparedModel
 
@@ -62,7 +62,7 @@ def settle_plan(plan: PrecisionPlan, model: PreparedModel, prices: Prices) -> Pr
         PlanError: The plan does not fit the model, see ``check_plan``.
     """
     check_plan(plan, model)
-    layers = tuple(layer if layer.why == "kept" else _settle_layer(layer, plan, prices) for layer in plan.layers)
+    layers = tuple(layer if layer.why in KEPT else _settle_layer(layer, plan, prices) for layer in plan.layers)
     return with_figures(plan, layers, model, prices)
 
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""An Ultralytics data YAML to deterministic calibration and evaluation images."""
+"""Images as the model sees them: the splits of a data set, and deterministic batches of chosen images."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import math
 import os
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultra_mq.core import DataError, quiet
+from ultra_mq.core import DataError
 
 if TYPE_CHECKING:
     import torch
-    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.dataset import ClassificationDataset, YOLODataset
 
-MAX_CORRUPT_SHARE = 0.05
+ImageSize = int | tuple[int, int]
+"""Pixels of a square, or height and width, as Ultralytics writes ``imgsz``."""
+
+
+def height_width(imgsz: ImageSize) -> tuple[int, int]:
+    """Height and width of an image size in pixels."""
+    return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
 
 
 @dataclass(frozen=True)
@@ -32,18 +37,24 @@ class Split:
 
     Attributes:
         name: ``train`` or ``val``.
-        dataset: Ultralytics dataset with the runtime's letterbox and no augmentation.
+        dataset: Ultralytics dataset with the runtime's letterbox, or a classifier's crop, and no augmentation.
         skipped: Images that could not be read and were left out.
     """
 
     name: str
-    dataset: YOLODataset = field(repr=False)
+    dataset: YOLODataset | ClassificationDataset = field(repr=False)
     skipped: int
+
+    @property
+    def files(self) -> list[str]:
+        """Image files in dataset order, as Ultralytics has them."""
+        samples = getattr(self.dataset, "samples", None)
+        return [sample[0] for sample in samples] if samples is not None else list(self.dataset.im_files)
 
     @property
     def images(self) -> list[Path]:
         """Image files in dataset order."""
-        return [Path(file) for file in self.dataset.im_files]
+        return [Path(file) for file in self.files]
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -51,7 +62,7 @@ class Split:
 
         Cameras number their pictures alike, so that the file name alone does not tell which one is meant.
         """
-        files = self.dataset.im_files
+        files = self.files
         try:
             root = os.path.commonpath([Path(file).parent for file in files])
         except ValueError:  # on several drives of Windows
@@ -60,35 +71,53 @@ class Split:
 
     @property
     def labelled(self) -> bool:
-        """Whether at least one image has a box."""
-        return any(len(label["cls"]) for label in self.dataset.labels)
+        """Whether at least one image has a label; those of classifiers lie in the folder of their class."""
+        labels = getattr(self.dataset, "labels", None)
+        return labels is None or any(len(label["cls"]) for label in labels)
+
+    def label_bytes(self, index: int) -> bytes:
+        """Label of an image, for fingerprints."""
+        labels = getattr(self.dataset, "labels", None)
+        if labels is None:
+            return str(self.dataset.samples[index][1]).encode()
+        label = labels[index]
+        parts = [label["cls"], label["bboxes"], *label.get("segments", ()), label.get("keypoints")]
+        return b"".join(np.asarray(part).tobytes() for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a data YAML describes, ready to be read.
+    """What a data set consists of, ready to be read.
 
     Attributes:
-        yaml: The data YAML as resolved by Ultralytics.
+        source: What Ultralytics takes as ``data``: a YAML, or the folder of a classification data set.
         names: Class index to class name.
         calibration: Split that calibrates and scores, ``train``.
         evaluation: Split that is evaluated, ``val``.
-        imgsz: Image size in pixels, a multiple of the model's stride.
+        imgsz: Image size in pixels, multiples of the model's stride.
         fraction: Share of both splits in use.
         overlap: Number of images that stand in both splits.
-        annotations: COCO ``instances_*.json`` that belongs to the evaluation split, if there is one.
+        annotations: COCO annotation file that belongs to the evaluation split, if there is one.
         channels: Channels of an image.
+        task: Ultralytics task that the labels are for.
+        single_cls: Whether all classes count as one.
+        kpt_shape: Number of keypoints and of values for each, of pose data.
+        remarks: What the user should know of the data.
     """
 
-    yaml: Path
+    source: Path
     names: dict[int, str]
     calibration: Split
     evaluation: Split
-    imgsz: int
+    imgsz: ImageSize
     fraction: float
     overlap: int
     annotations: Path | None
     channels: int = 3
+    task: str = "detect"
+    single_cls: bool = False
+    kpt_shape: tuple[int, int] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Batches:
@@ -97,7 +126,7 @@ class Batches:
     ModelOpt iterates its loader twice, to calibrate and to score; a generator would be empty the second time
     and give all-zero scores without a word.
 
-    Each batch is Ultralytics' own dictionary with ``img`` as float32 in [0, 1], shape (B, 3, imgsz, imgsz).
+    Each batch is Ultralytics' own dictionary with ``img`` as float32 in [0, 1], shape (B, C, H, W).
     """
 
     def __init__(self, split: Split, indices: list[int], batch: int, device: str | torch.device = "cpu") -> None:
@@ -110,11 +139,17 @@ class Batches:
         return math.ceil(len(self.indices) / self.batch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        from torch.utils.data import default_collate
+
         dataset = self.split.dataset
+        collate = getattr(dataset, "collate_fn", default_collate)
         for start in range(0, len(self.indices), self.batch):
             chosen = self.indices[start : start + self.batch]
-            batch = dataset.collate_fn([dataset[index] for index in chosen])
-            batch["img"] = batch["img"].to(self.device).float() / 255
+            with images_must_be_there():
+                batch = collate([dataset[index] for index in chosen])
+            pixels = batch["img"].to(self.device)
+            # A classifier's transforms have divided by 255 already.
+            batch["img"] = pixels if pixels.is_floating_point() else pixels.float() / 255
             yield batch
 
     @cached_property
@@ -123,8 +158,8 @@ class Batches:
         return _hash_images(self.split, self.indices)
 
 
-def load_image(path: Path, imgsz: int) -> np.ndarray:
-    """One letterboxed image, float32 in [0, 1], shape (1, 3, imgsz, imgsz).
+def load_image(path: Path, imgsz: ImageSize) -> np.ndarray:
+    """One letterboxed image, float32 in [0, 1], shape (1, 3, H, W).
 
     Raises:
         DataError: The image cannot be read.
@@ -135,55 +170,9 @@ def load_image(path: Path, imgsz: int) -> np.ndarray:
     image = imread(str(path)) if path.is_file() else None
     if image is None:
         raise DataError(f"Image '{path}' cannot be read. Pass a picture like those that the model will see.")
-    pixels = LetterBox((imgsz, imgsz))(image=image)[..., ::-1].transpose(2, 0, 1)
+    pixels = LetterBox(height_width(imgsz))(image=image)[..., ::-1].transpose(2, 0, 1)
     scaled: np.ndarray = np.ascontiguousarray(pixels, np.float32)[None] / np.float32(255)
     return scaled
-
-
-def load_data(data: str | Path, imgsz: int, stride: int, *, task: str = "detect", fraction: float = 1.0) -> Data:
-    """Read a data YAML and scan its train and val splits.
-
-    Args:
-        data: Path of a data YAML or the name of one that Ultralytics ships, such as ``coco128.yaml``.
-        imgsz: Image size in pixels.
-        stride: Largest stride of the model in pixels.
-        task: Ultralytics task.
-        fraction: Share of both splits to use, the first images by name, as in Ultralytics.
-
-    Raises:
-        DataError: The YAML or its images are missing or unreadable, too many images are corrupt, or ``imgsz``
-            is not a multiple of ``stride``.
-    """
-    from ultralytics.data.utils import check_det_dataset
-
-    if imgsz <= 0 or imgsz % stride:
-        below, above = imgsz // stride * stride, (imgsz // stride + 1) * stride
-        raise DataError(
-            f"imgsz={imgsz} is not a multiple of the model's stride {stride}. Use {max(below, stride)} or {above}."
-        )
-    try:
-        with quiet():
-            info = check_det_dataset(str(data))
-    except Exception as error:
-        raise DataError(
-            f"Data '{data}' cannot be used: {' '.join(str(error).split())[:400]}. "
-            f"Pass a detection data YAML with 'train', 'val' and 'names', for example data=path/to/data.yaml."
-        ) from error
-    calibration = _scan(info, "train", imgsz, stride, task, fraction)
-    evaluation = _scan(info, "val", imgsz, stride, task, fraction)
-    seen = {path.resolve() for path in calibration.images}
-    overlap = sum(path.resolve() in seen for path in evaluation.images)
-    return Data(
-        yaml=Path(info.get("yaml_file", data)),
-        names=dict(info["names"]),
-        calibration=calibration,
-        evaluation=evaluation,
-        imgsz=imgsz,
-        fraction=fraction,
-        overlap=overlap,
-        annotations=find_annotations(Path(info["path"]), evaluation),
-        channels=int(info.get("channels", 3)),
-    )
 
 
 def choose(split: Split, count: int, seed: int = 0) -> list[int]:
@@ -206,91 +195,31 @@ def fingerprint_split(split: Split) -> str:
     return _hash_images(split, list(range(len(split.dataset))))
 
 
-def find_annotations(root: Path, split: Split) -> Path | None:
-    """Find the COCO ``instances_*.json`` that describes exactly these images.
+@contextlib.contextmanager
+def images_must_be_there() -> Iterator[None]:
+    """Say which image is gone, of those that were there when the data set was scanned.
 
-    Ultralytics looks at the path of the split alone; here the file names decide, so that a slice or a copy of
-    COCO is scored as COCO. Files that are named after the images' folder are looked at first: those of train are large.
-
-    Args:
-        root: Root folder of the data set.
-        split: Split to describe.
-
-    Returns:
-        The first file under ``root/annotations`` that knows every image, or None.
+    Raises:
+        DataError: An image cannot be read any more.
     """
-    folders = {path.parent.name for path in split.images}
-    files = sorted((root / "annotations").glob("instances_*.json"))
-    for file in sorted(files, key=lambda file: file.stem.removeprefix("instances_") not in folders):
-        try:
-            entries = json.loads(file.read_text())["images"]
-            if match_images(entries, list(split.names.values())) is not None:
-                return file
-        except (ValueError, KeyError, TypeError, OSError):  # noqa: PERF203  no COCO annotations, whatever it is
-            continue
-    return None
+    import cv2
 
-
-def match_images(entries: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
-    """Image ids of an annotation file by the names that images have in detections.
-
-    Args:
-        entries: ``images`` of the annotation file.
-        names: Names of all images, see ``Split.names``.
-
-    Returns:
-        Name to id, by the path where that is known and by the file name where it is unique on both sides; None where an
-        image is not described.
-    """
-    by_path = {entry["file_name"]: entry["id"] for entry in entries}
-    counts = Counter(path.rpartition("/")[2] for path in by_path)
-    ours = Counter(name.rpartition("/")[2] for name in names)
-    by_file = {path.rpartition("/")[2]: number for path, number in by_path.items()}
-    ids = {}
-    for name in names:
-        file = name.rpartition("/")[2]
-        if name in by_path:
-            ids[name] = by_path[name]
-        elif counts[file] == 1 and ours[file] == 1:
-            ids[name] = by_file[file]
-        else:
-            return None
-    return ids
-
-
-def _scan(info: dict[str, Any], name: str, imgsz: int, stride: int, task: str, fraction: float) -> Split:
-    from ultralytics.cfg import get_cfg
-    from ultralytics.data.build import build_yolo_dataset
-
-    cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})
     try:
-        with quiet():
-            dataset = build_yolo_dataset(
-                cfg, info[name], batch=1, data=info, mode="val", stride=stride, fraction=fraction
-            )
-    except Exception as error:
+        yield
+    except (FileNotFoundError, cv2.error) as error:
+        name = getattr(error, "filename", None) or str(error).removeprefix("Image Not Found ").splitlines()[0]
         raise DataError(
-            f"The '{name}' split of '{info.get('yaml_file')}' has no usable images in '{info[name]}': "
-            f"{' '.join(str(error).split())[:300]}. Check the path and the image files."
+            f"An image of the data set is gone or broken since it was scanned: '{name}'. Bring it back, or start again "
+            f"without it; finished stages are in the cache."
         ) from error
-    # label_files is made before Ultralytics drops what it cannot read.
-    total = len(dataset.label_files)
-    skipped = total - len(dataset.im_files)
-    if skipped > MAX_CORRUPT_SHARE * total:
-        raise DataError(
-            f"{skipped} of {total} images in the '{name}' split of '{info.get('yaml_file')}' cannot be read, "
-            f"more than {MAX_CORRUPT_SHARE:.0%}. Repair or remove them; Ultralytics lists them when it scans the data."
-        )
-    return Split(name, dataset, skipped)
 
 
 def _hash_images(split: Split, indices: list[int]) -> str:
     digest = hashlib.sha256()
-    for index in indices:
-        file = Path(split.dataset.im_files[index])
-        label = split.dataset.labels[index]
-        digest.update(split.names[split.dataset.im_files[index]].encode())
-        digest.update(file.read_bytes())
-        digest.update(label["cls"].tobytes())
-        digest.update(label["bboxes"].tobytes())
+    files = split.files
+    with images_must_be_there():
+        for index in indices:
+            digest.update(split.names[files[index]].encode())
+            digest.update(Path(files[index]).read_bytes())
+            digest.update(split.label_bytes(index))
     return digest.hexdigest()

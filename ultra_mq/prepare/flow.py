@@ -10,7 +10,7 @@ import functools
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Op:
         index: How many of the same kind that module did before, in the same call.
         inputs: Numbers of the tensors it reads, without weights.
         outputs: Numbers of the tensors it makes.
+        builtin: Whether the module is one of torch's own, such as a pool, whose quantizer ModelOpt has.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Op:
     index: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    builtin: bool = False
 
 
 Observer = Callable[[Op, "tuple[torch.Tensor, ...]"], None]
@@ -68,11 +70,31 @@ def trace_flow(module: nn.Module) -> tuple[Op, ...]:
     import torch
 
     parameter = next(module.parameters())
-    stride = int(getattr(module, "stride", torch.ones(1)).max())
-    imgsz = max(2 * stride, SMALLEST_IMGSZ)
+    imgsz = _small_size(module)
     flow: list[Op] = []
     observe_flow(module, torch.zeros(1, channels_of(module), imgsz, imgsz).to(parameter), lambda op, _: flow.append(op))
     return tuple(flow)
+
+
+def find_dead(module: nn.Module) -> set[str]:
+    """Layers whose input is zero throughout on an image of noise, whose values no live layer would all make zero.
+
+    Args:
+        module: Float Ultralytics module.
+    """
+    import torch
+
+    dead: set[str] = set()
+    alive: set[str] = set()
+
+    def look(op: Op, inputs: tuple[torch.Tensor, ...]) -> None:
+        if op.kind == "conv":
+            (alive if inputs[0].any() else dead).add(op.module)
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, channels_of(module), *[_small_size(module)] * 2, generator=generator)
+    observe_flow(module, images.to(next(module.parameters())), look)
+    return dead - alive
 
 
 def channels_of(module: nn.Module) -> int:
@@ -97,6 +119,7 @@ def observe_flow(module: nn.Module, images: torch.Tensor, observer: Observer) ->
     numbers: dict[int, int] = {}
     fresh = itertools.count()
     calls: list[tuple[str, Counter[str]]] = []
+    builtin = {path for path, child in module.named_modules() if type(child).__module__.startswith("torch.nn.")}
     parameters = {id(parameter) for parameter in module.parameters()}
 
     def number(tensor: torch.Tensor) -> int:
@@ -117,7 +140,9 @@ def observe_flow(module: nn.Module, images: torch.Tensor, observer: Observer) ->
             if inputs and outputs and calls:
                 path, counts = calls[-1]
                 kind = kind_of(func, inputs)
-                op = Op(kind, path, counts[kind], tuple(map(number, inputs)), tuple(map(number, outputs)))
+                op = Op(
+                    kind, path, counts[kind], tuple(map(number, inputs)), tuple(map(number, outputs)), path in builtin
+                )
                 counts[kind] += 1
                 observer(op, inputs)
             return result
@@ -134,10 +159,32 @@ def observe_flow(module: nn.Module, images: torch.Tensor, observer: Observer) ->
             handle.remove()
 
 
+def gather_inputs(module: Any, before: Any, outputs: Sequence[Any]) -> Any:
+    """Input of a top-level module, as ``BaseModel._predict_once`` of Ultralytics puts it together.
+
+    Args:
+        module: Module of ``network.model``.
+        before: What the module before it made.
+        outputs: What every module before it made.
+    """
+    if module.f == -1:
+        return before
+    if isinstance(module.f, int):
+        return outputs[module.f]
+    return [before if source == -1 else outputs[source] for source in module.f]
+
+
 def kind_of(func: Any, inputs: tuple[torch.Tensor, ...]) -> str:
     """Kind of a torch function; the sum of a tensor and a number is no join, and so is ``other``."""
     kind = KIND_OF.get(getattr(func, "__name__", ""), "other")
     return "other" if kind == "add" and len(inputs) < 2 else kind
+
+
+def _small_size(module: nn.Module) -> int:
+    """Pixels of a small square image that the model takes."""
+    import torch
+
+    return max(2 * int(getattr(module, "stride", torch.ones(1)).max()), SMALLEST_IMGSZ)
 
 
 def _pop(calls: list[Any]) -> None:

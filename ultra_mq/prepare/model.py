@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ultra_mq.core import FORMATS, ModelError
-from ultra_mq.prepare.flow import Op, channels_of, trace_flow
+from ultra_mq.prepare.flow import Op, channels_of, find_dead, trace_flow
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +45,16 @@ class PreparedModel:
         module: Ultralytics module in FP32 and eval mode, Conv+BN fused, no in-place activations.
         source: Checkpoint the weights came from, or a short description for a model held in memory.
         fingerprint: SHA-256 over names, shapes and values of all weights.
-        task: Ultralytics task, ``detect``.
+        task: Ultralytics task.
         names: Class index to class name.
         stride: Largest stride in pixels; image sizes must be multiples of it.
         quantizable: Layers that a plan may quantize, in the order of the forward pass.
-        kept: Layers that stay in float: the head's output convolutions and DFL.
+        kept: Layers that stay in float: the head's output convolutions and DFL, and dead layers.
+        dead: Names of layers whose input is zero whatever the image, as behind a pruned branch; they have no range.
         flow: How tensors flow through it, traced once.
         channels: Channels of an input image.
+        kpt_shape: Number of keypoints and of values for each, of a pose model.
+        train_args: What the checkpoint was trained with, by Ultralytics' keys.
     """
 
     module: nn.Module
@@ -64,6 +67,9 @@ class PreparedModel:
     kept: tuple[Layer, ...]
     flow: tuple[Op, ...] = field(repr=False)
     channels: int = 3
+    kpt_shape: tuple[int, int] | None = None
+    train_args: dict[str, Any] = field(default_factory=dict, repr=False)
+    dead: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
@@ -162,6 +168,9 @@ def prepare_model(
         module.requires_grad_(True)
     flow = trace_flow(module)
     quantizable, kept = split_layers(module, flow)
+    dead = find_dead(module)
+    kept += tuple(layer for layer in quantizable if layer.name in dead)
+    quantizable = tuple(layer for layer in quantizable if layer.name not in dead)
     return PreparedModel(
         module=module,
         source=source,
@@ -173,6 +182,9 @@ def prepare_model(
         kept=kept,
         flow=flow,
         channels=channels_of(module),
+        kpt_shape=_kpt_shape(module, task),
+        train_args=_as_dict(getattr(module, "args", None)),
+        dead=tuple(layer.name for layer in kept if layer.name in dead),
     )
 
 
@@ -239,6 +251,14 @@ def _check_head(head: nn.Module, source: str) -> None:
         f"'{source}' ends in a {type(head).__name__}, whose outputs the precision search cannot compare. "
         f"Export it to ONNX with Ultralytics and quantize that file with: ultra-mq ptq MODEL.onnx"
     )
+
+
+def _kpt_shape(module: Any, task: str) -> tuple[int, int] | None:
+    return tuple(getattr(module, "kpt_shape", None) or module.model[-1].kpt_shape) if task == "pose" else None
+
+
+def _as_dict(args: Any) -> dict[str, Any]:
+    return dict(args) if isinstance(args, dict) else dict(vars(args)) if args is not None else {}
 
 
 def _module_class() -> type[Any]:

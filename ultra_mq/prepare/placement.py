@@ -41,8 +41,8 @@ class Site:
 def sites_of(op: Op) -> tuple[Site, ...]:
     """The sites of an operation.
 
-    A concat has one quantizer for all operands, since they share a scale; an add has one for each. Pools are modules of
-    their own, with ModelOpt's ``input_quantizer``.
+    A concat has one quantizer for all operands, since they share a scale; an add has one for each. A pool that is a
+    module of its own has ModelOpt's ``input_quantizer``, one that a block calls as a function has the block's.
     """
     if op.kind == "conv":
         return (Site(op.module, op.inputs[0]),)
@@ -55,7 +55,8 @@ def sites_of(op: Op) -> tuple[Site, ...]:
     if op.kind == "resize":
         return (Site(f"{op.module}.resize{op.index}_quantizer", op.inputs[0]),)
     if op.kind == "pool":
-        return (Site(f"{op.module}.input_quantizer", op.inputs[0]),)
+        name = "input_quantizer" if op.builtin else f"pool{op.index}_quantizer"
+        return (Site(f"{op.module}.{name}", op.inputs[0]),)
     return ()
 
 

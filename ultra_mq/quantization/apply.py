@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ultra_mq.core import FLOAT, FORMATS, atomic_path, quantize_config, quiet
+from ultra_mq.core import FLOAT, FORMATS, ModelError, atomic_path, quantize_config, quiet
 from ultra_mq.prepare import Batches, Placement, PreparedModel, place_joins
 from ultra_mq.quantization.ranges import Calibration
 from ultra_mq.quantization.record import QuantizationRecord
@@ -24,6 +24,8 @@ def apply_formats(
     calibration: Calibration,
     correction: Batches | None = None,
     placement: Placement = "runtime",
+    *,
+    reduce_range: bool = False,
 ) -> nn.Module:
     """Give every layer its format, and the joins between them.
 
@@ -33,6 +35,8 @@ def apply_formats(
         calibration: Ranges of its layers and joins, taken for the same placement.
         correction: Images for bias correction, or None to leave the biases alone.
         placement: ``runtime`` quantizes joins too; otherwise only layers.
+        reduce_range: Let INT8 weights use half of their range, 7 bits: a CPU that sums products of 8 bits in 16 cannot
+            overflow then (255 x 64 x 2 < 2^15; ONNX Runtime calls it by the same name).
 
     Returns:
         The module with ModelOpt's fake quantizers, in eval mode, with gradients on: it can be evaluated, trained
@@ -47,6 +51,7 @@ def apply_formats(
         register()
         formats = {layer: name for layer, name in formats.items() if name != FLOAT}
         module = copy.deepcopy(model.module)
+        blocks: tuple[str, ...] = ()
         entries = [
             entry
             for layer, name in formats.items()
@@ -54,26 +59,52 @@ def apply_formats(
         ]
         if placement == "runtime":
             joins = place_joins(model.flow, formats)
+            blocks = _announce_joins(module, joins)
             entries += [
                 FORMATS[name].join_config(join, calibration.amax_for(join, name)) for join, name in joins.items()
             ]
-            _announce_joins(module, joins)
-        module.quantization = QuantizationRecord(formats, placement)  # type: ignore[assignment]
+        module.quantization = QuantizationRecord(formats, placement, blocks)  # type: ignore[assignment]
         with torch.no_grad():
             # The input ranges are known, so ModelOpt calibrates the weights alone and needs no images.
             module = mtq.quantize(module, quantize_config(entries))
+            if reduce_range:
+                _widen_weight_ranges(module)
             if correction is not None:
                 correct_biases(module, model.module, formats, correction)
     return cast("nn.Module", module)
 
 
-def _announce_joins(module: nn.Module, joins: Iterable[str]) -> None:
-    """Tell every block which quantizers to make; they exist only once ModelOpt has converted it."""
+def _widen_weight_ranges(module: nn.Module) -> None:
+    """Twice the range of every INT8 weight, so that its values fill half of the steps."""
+    for name, quantizer in module.named_modules():
+        if name.endswith("weight_quantizer") and quantizer.is_enabled and quantizer.num_bits == 8:
+            quantizer.amax = 2 * quantizer.amax
+
+
+def _announce_joins(module: nn.Module, joins: Iterable[str]) -> tuple[str, ...]:
+    """Tell every block which quantizers to make; they exist only once ModelOpt has converted it.
+
+    Returns:
+        Blocks of a user's own, by module and name of their classes.
+    """
+    from ultra_mq.quantization.blocks import register_block
+
+    own: dict[str, None] = {}
     for join in joins:
         path, _, quantizer = join.rpartition(".")
         block = module.get_submodule(path)
-        if quantizer != "input_quantizer":
-            block.quantized_joins = (*getattr(block, "quantized_joins", ()), quantizer)  # type: ignore[assignment]
+        if quantizer == "input_quantizer":
+            continue
+        kind = type(block)
+        if not kind.__module__.startswith(("ultralytics.", "torch.")):
+            own[f"{kind.__module__}:{kind.__qualname__}"] = None
+        if not register_block(kind):
+            raise ModelError(
+                f"The block '{path}' is a {kind.__qualname__}, whose forward pass Ultralytics replaces when it fuses, "
+                f"so its {quantizer.partition('_')[0]} cannot be quantized. Use placement=torch, for layers alone."
+            )
+        block.quantized_joins = (*getattr(block, "quantized_joins", ()), quantizer)  # type: ignore[assignment]
+    return tuple(own)
 
 
 def correct_biases(module: nn.Module, reference: nn.Module, layers: Iterable[str], batches: Batches) -> None:

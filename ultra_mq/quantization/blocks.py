@@ -78,8 +78,8 @@ class _QuantizeJoins(TorchFunctionMode):
             elif kind == "add":
                 operands = [self._quantize(f"add{index}_quantizer{i}", operand) for i, operand in enumerate(args[:2])]
                 args = (*operands, *args[2:])
-            elif kind == "resize":
-                args = (self._quantize(f"resize{index}_quantizer", args[0]), *args[1:])
+            elif kind in ("resize", "pool"):
+                args = (self._quantize(f"{kind}{index}_quantizer", args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
 
     def _quantize(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -108,6 +108,23 @@ def register() -> None:
             if own and issubclass(found, nn.Module) and not hasattr(found, "forward_fuse"):
                 QuantModuleRegistry.register({found: f"ultralytics.{name}"})(QuantBlock)
     QuantModuleRegistry.register({nn.Upsample: "nn.Upsample"})(QuantBlock)
+
+
+def register_block(kind: type[nn.Module]) -> bool:
+    """Make ModelOpt know a block of a user's own.
+
+    Args:
+        kind: Its class.
+
+    Returns:
+        Whether its joins can be quantized: its forward pass must be that of the class.
+    """
+    register()
+    if kind not in QuantModuleRegistry:
+        if hasattr(kind, "forward_fuse"):
+            return False
+        QuantModuleRegistry.register({kind: f"{kind.__module__}.{kind.__qualname__}"})(QuantBlock)
+    return issubclass(QuantModuleRegistry[kind], QuantBlock)
 
 
 # ModelOpt looks for the device of a module without weights, such as a concat, among its weights. Ultralytics moves the

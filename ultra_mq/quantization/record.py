@@ -8,12 +8,15 @@ A checkpoint is a pickle, and a pickle finds classes by the path of their module
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ultra_mq.core import ModelError
 from ultra_mq.prepare import Placement
+from ultra_mq.quantization.guards import refuse_to_forget
 
 SCHEMA = "ultra-mq/quantization/1"
 
@@ -25,14 +28,16 @@ class QuantizationRecord:
     Attributes:
         formats: Layer name to format, of the layers that are quantized.
         placement: Where Q/DQ stand beside the layers.
+        blocks: Blocks of a user's own with quantized joins, ``module:Class`` each, which ModelOpt has to know.
     """
 
     formats: Mapping[str, str]
     placement: Placement
+    blocks: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         document = {"schema": SCHEMA, "formats": dict(self.formats), "placement": self.placement}
-        return read_record, (document,)
+        return read_record, ({**document, "blocks": list(self.blocks)},)
 
 
 def read_record(document: Mapping[str, Any]) -> QuantizationRecord:
@@ -47,12 +52,17 @@ def read_record(document: Mapping[str, Any]) -> QuantizationRecord:
     from ultra_mq.quantization import blocks
 
     blocks.register()
+    refuse_to_forget()
+    for name in document.get("blocks", ()):
+        module, _, kind = name.partition(":")
+        found: Any = importlib.import_module(module)
+        blocks.register_block(functools.reduce(getattr, kind.split("."), found))
     if document.get("schema") != SCHEMA:
         raise ModelError(
             f"The checkpoint says '{document.get('schema')}' of its quantization, which this version does not know. "
             f"Install the version of ultra-mq that wrote it, or a later one."
         )
-    return QuantizationRecord(dict(document["formats"]), document["placement"])
+    return QuantizationRecord(dict(document["formats"]), document["placement"], tuple(document.get("blocks", ())))
 
 
 read_record.__module__ = "ultra_mq"
@@ -66,6 +76,7 @@ class Record010:
         from ultra_mq.quantization import blocks
 
         blocks.register()
+        refuse_to_forget()
         return super().__new__(cls)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

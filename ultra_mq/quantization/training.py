@@ -23,6 +23,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import is_qat, unwrap_model
 
 from ultra_mq.quantization.distillation import OutputDistillation
+from ultra_mq.quantization.guards import check_training
 
 QAT: dict[str, Any] = {
     "epochs": 10,
@@ -51,6 +52,7 @@ class _QuantizedTraining:
     """
 
     args: Any
+    data: Any
     model: Any
     ema: Any
 
@@ -68,6 +70,7 @@ class _QuantizedTraining:
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """The network to train: ``weights`` itself where it is quantized."""
         if weights is not None and is_qat(weights):
+            check_training(weights, self.data, self.args)
             return weights.requires_grad_(True)
         return cast(nn.Module, super().get_model(cfg=cfg, weights=weights, verbose=verbose))  # type: ignore[misc]
 

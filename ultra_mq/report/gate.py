@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ultra_mq.core import ReportError
-from ultra_mq.measure import Accuracy, bootstrap_agreement, bootstrap_map, load_accuracy
+from ultra_mq.measure import TASK_METRICS, Accuracy, bootstrap_agreement, bootstrap_metric, load_accuracy
 from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA
 from ultra_mq.session import Metric, choose_metric
 
@@ -101,13 +101,13 @@ def check_report(
 
 
 def _check_drop(accuracy: Accuracy, reference: Accuracy, max_drop: float, metric: Metric | None) -> LimitCheck:
-    metric = choose_metric(metric, labelled=reference.map50_95 is not None)
-    if metric == "map" and reference.map50_95 is None:
+    metric = choose_metric(metric, labelled=reference.main is not None)
+    if metric == "map" and reference.main is None:
         raise ReportError("The data of this report has no labels. Use --metric agreement.")
-    bootstrap = bootstrap_map if metric == "map" else bootstrap_agreement
-    drop = bootstrap(accuracy.detections, reference.detections)
+    bootstrap = bootstrap_metric if metric == "map" else bootstrap_agreement
+    drop = bootstrap(accuracy.predictions, reference.predictions)
     verdict: Verdict = "pass" if drop.points <= max_drop else "noise" if drop.low <= max_drop else "fail"
-    what = {"map": "points of mAP50-95 lost", "agreement": "points of agreement lost"}[metric]
+    what = f"points of {TASK_METRICS[reference.task].title if metric == 'map' else 'agreement'} lost"
     return LimitCheck(what, drop.points, drop.low, drop.high, max_drop, verdict)
 
 

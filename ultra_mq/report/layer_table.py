@@ -103,7 +103,7 @@ def make_layer_table(session: Session, bits: float, truth: int = 0, latency: Lat
     drops = measure_alone(session, sample_layers(sensitivity, truth)) if truth else {}
     calibration = calibrate_layers(session)
     total = sum(score for by_format in sensitivity.scores.values() for score in by_format.values())
-    weights, macs = (layer_sizes(model, name, recipe.imgsz) for name in ("weights", "macs"))
+    weights, macs = (layer_sizes(model, name, recipe.size) for name in ("weights", "macs"))
     float_ms = latency.predict({}) if latency else 0.0
     rows = []
     for layer in model.quantizable:
@@ -221,7 +221,7 @@ def measure_alone(session: Session, pairs: Sequence[tuple[str, str]]) -> dict[tu
 
     drops = {}
     with session.stage("Measure layers alone"):
-        reference = load_accuracy(session.cache.folder("accuracy", {**key, "alone": None}, make_reference)).detections
+        reference = load_accuracy(session.cache.folder("accuracy", {**key, "alone": None}, make_reference)).predictions
         for number, pair in enumerate(pairs, start=1):
 
             def make(entry: Path, pair: tuple[str, str] = pair, label: str = f"Layer {number} of {len(pairs)}") -> None:

@@ -64,7 +64,7 @@ class Recommendation:
 def recommend(report: Report) -> Recommendation | None:
     """Choose among the variants of a report; None where there is nothing to choose from."""
     recipe = report.recipe
-    labelled = report.reference.accuracy.map50_95 is not None
+    labelled = report.reference.accuracy.main is not None
     criteria = recipe.criteria
     metric = choose_metric(criteria.metric, labelled=labelled)
     unit, costs = _costs(report)
@@ -127,7 +127,7 @@ def rebuild_commands(report: Report, result: VariantResult) -> tuple[str, ...]:
     install = f"pip install 'ultra-mq=={report.versions.get('ultra-mq', '')}'"
     weights = shlex.quote(recipe.model)
     if result.plan is None:
-        return (install, f"yolo export model={weights} format=onnx imgsz={recipe.imgsz}")
+        return (install, f"yolo export model={weights} format=onnx imgsz={shlex.quote(str(recipe.size))}")
     folder = "" if len(recipe.variants) == 1 else f"{result.name}/"
     overrides = shlex.join(f"{key}={value}" for key, value in _changed(recipe))
     onnx = result.build_from or result.onnx

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultra_mq.measure import Accuracy, Bench, Latency, Parity
+from ultra_mq.measure import TASK_METRICS, Accuracy, Bench, Latency, Parity, TaskMetrics
 from ultra_mq.plan import PrecisionPlan, Sensitivity
 from ultra_mq.runtimes import Engine, find_mismatches
 from ultra_mq.search import Search
 from ultra_mq.session import Recipe
 
-SCHEMA = "ultra-mq/results/2"
-"""Tag of results.json; 2 gives a reference no speed-up and keeps detections by path."""
+SCHEMA = "ultra-mq/results/3"
+"""Tag of results.json; 3 has the metrics of all tasks, and parity layer by layer."""
 
 ACCURACY = "accuracy"
 """Folder of a run folder that keeps the detections of every variant, to compare them later."""
@@ -101,6 +101,11 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def metrics(self) -> TaskMetrics:
+        """What the figures of the model's task are called."""
+        return TASK_METRICS[self.reference.accuracy.task]
+
+    @property
     def reference(self) -> VariantResult:
         """The float model."""
         return self.variants[0]
@@ -110,8 +115,10 @@ class Report:
         variants = []
         for variant in self.variants:
             entry = asdict(variant)
-            for accuracy in (entry["accuracy"], entry["engine_accuracy"] or {}):
-                accuracy.pop("detections", None)
+            for accuracy, kept in ((variant.accuracy, "accuracy"), (variant.engine_accuracy, "engine_accuracy")):
+                if accuracy:
+                    del entry[kept]["predictions"]
+                    entry[kept] |= {"main": accuracy.main, "second": accuracy.second}
             if variant.search:
                 entry["search"]["rank_correlation"] = variant.search.rank_correlation
             for step in (*(entry["search"] or {}).get("steps", ()), (entry["search"] or {}).get("chosen", {})):

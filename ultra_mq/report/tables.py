@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ultra_mq.measure import Latency
+from ultra_mq.plan import KEPT
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.search import Search
 
@@ -17,26 +18,33 @@ FEW_IMAGES = 1000
 GOOD_AGREEMENT = 0.98
 """Agreement at which a user hardly sees a difference; below it the report says what more bits would do."""
 
-RESULT_COLUMNS = (
-    "model", "bits", "quantized layers", "mAP50-95", "change", "mAP50", "agreement", "ONNX MB", "CPU p50 ms",
-    "speed-up",
-)  # fmt: skip
+CONSOLE_COLUMNS = {"model": "model", "bits": "bits", "quantized layers": "INT8", "change": "change",
+                   "agreement": "agree", "CPU p50 ms": "CPU ms", "speed-up": "ratio"}  # fmt: skip
+"""Columns that fit a terminal of 80 characters beside the main metric, with their short titles."""
+
+
+def result_columns(report: Report) -> tuple[str, ...]:
+    """Headings of the result table."""
+    return (
+        "model", "bits", "quantized layers", report.metrics.title, "change", report.metrics.second_title, "agreement",
+        "ONNX MB", "CPU p50 ms", "speed-up",
+    )  # fmt: skip
 
 
 def result_row(report: Report, variant: VariantResult) -> tuple[str, ...]:
-    """One row of the result table, formatted: mAP in points (0 to 100), agreement in [0, 1]."""
+    """One row of the result table, formatted: metrics in points (0 to 100), agreement in [0, 1]."""
     accuracy, reference = variant.accuracy, report.reference.accuracy
     change = None
-    if variant is not report.reference and accuracy.map50_95 is not None and reference.map50_95 is not None:
-        change = f"{100 * (accuracy.map50_95 - reference.map50_95):+.2f}"
+    if variant is not report.reference and accuracy.main is not None and reference.main is not None:
+        change = f"{100 * (accuracy.main - reference.main):+.2f}"
     plan = variant.plan
     return (
         variant.name,
         f"{plan.bits:.2f}" if plan else "32" if variant is report.reference else "-",
-        f"{len(plan.quantized)} of {sum(layer.why != 'kept' for layer in plan.layers)}" if plan else "-",
-        points(accuracy.map50_95),
+        f"{len(plan.quantized)} of {sum(layer.why not in KEPT for layer in plan.layers)}" if plan else "-",
+        points(accuracy.main),
         change or "-",
-        points(accuracy.map50),
+        points(accuracy.second),
         f"{accuracy.agreement:.3f}" if accuracy.agreement is not None else "-",
         f"{variant.size_bytes / 1e6:.1f}",
         milliseconds(variant.latency.p50_ms) if variant.latency else "-",
@@ -48,15 +56,17 @@ def verdict(report: Report, variant: VariantResult) -> str:
     """One sentence that says what a variant costs and whether that can be seen."""
     accuracy, reference = variant.accuracy, report.reference.accuracy
     agreement = f"agreement with FP32 {accuracy.agreement:.3f}" if accuracy.agreement is not None else ""
-    if accuracy.map50_95 is None or reference.map50_95 is None:
-        return f"**{variant.name}**: {agreement} (the data has no labels, so there is no mAP)."
-    lost = 100 * (reference.map50_95 - accuracy.map50_95)
+    if accuracy.shift is not None:
+        agreement += f", log-probabilities move by {accuracy.shift:.3g} on average"
+    if accuracy.main is None or reference.main is None:
+        return f"**{variant.name}**: {agreement} (the data has no labels, so there is no {report.metrics.title})."
+    lost = 100 * (reference.main - accuracy.main)
     direction = f"loses {lost:.2f}" if lost >= 0 else f"gains {-lost:.2f}"
-    figures = f"{points(accuracy.map50_95)} of {points(reference.map50_95)}"
+    figures = f"{points(accuracy.main)} of {points(reference.main)}"
     noise = "."
     if accuracy.images < FEW_IMAGES and abs(lost) < 1:
         noise = ". That is within what so few images resolve; trust the agreement."
-    return f"**{variant.name}** {direction} points of mAP50-95 ({figures}), {agreement}{noise}"
+    return f"**{variant.name}** {direction} points of {report.metrics.title} ({figures}), {agreement}{noise}"
 
 
 def advice(report: Report) -> list[str]:
@@ -77,7 +87,7 @@ def advice(report: Report) -> list[str]:
             if now[1] == higher[1]:
                 return lines
             lines.append(
-                f"For boxes closer to the float model: --bits {higher[0]:g} keeps {now[1] - higher[1]} more layers in "
+                f"To come closer to the float model: --bits {higher[0]:g} keeps {now[1] - higher[1]} more layers in "
                 f"float and takes the predicted loss from {now[2]:.0f} to {higher[2]:.0f} % of quantizing everything."
             )
     return lines
@@ -103,19 +113,16 @@ def search_rows(search: Search) -> list[tuple[str, ...]]:
     return rows
 
 
-CONSOLE_COLUMNS = {"model": "model", "bits": "bits", "quantized layers": "INT8", "mAP50-95": "mAP50-95",
-                   "change": "change", "agreement": "agree", "CPU p50 ms": "CPU ms", "speed-up": "ratio"}  # fmt: skip
-"""Columns that fit a terminal of 80 characters, with their short titles."""
-
-
 def console_table(report: Report) -> Table:
     """The result table for the console."""
     table = Table(title=f"{Path(report.recipe.model).name} on {Path(report.recipe.data).name}", title_justify="left")
-    for column, title in CONSOLE_COLUMNS.items():
+    titles = list(CONSOLE_COLUMNS.items())
+    titles.insert(3, (report.metrics.title, report.metrics.title.removesuffix("50-95")))
+    for column, title in titles:
         table.add_column(title, justify="left" if column == "model" else "right", no_wrap=True)
     for variant in report.variants:
-        row = dict(zip(RESULT_COLUMNS, result_row(report, variant), strict=True))
-        table.add_row(*(row[column].replace(" of ", "/") for column in CONSOLE_COLUMNS))
+        row = dict(zip(result_columns(report), result_row(report, variant), strict=True))
+        table.add_row(*(row[column].replace(" of ", "/") for column, _ in titles))
     return table
 
 
@@ -134,10 +141,12 @@ def milliseconds(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
-ENGINE_COLUMNS = (
-    "model", "engine", "mAP50-95", "to its ONNX", "agreement with ONNX", "agreement with FP32", "p50 ms", "p99 ms",
-    "speed-up", "95 % interval", "wall p50 ms", "MB", "GPU MB", "INT8 layers", "reformats",
-)  # fmt: skip
+def engine_columns(report: Report) -> tuple[str, ...]:
+    """Headings of the table of engines."""
+    return (
+        "model", "engine", report.metrics.title, "to its ONNX", "agreement with ONNX", "agreement with FP32", "p50 ms",
+        "p99 ms", "speed-up", "95 % interval", "wall p50 ms", "MB", "GPU MB", "INT8 layers", "reformats",
+    )  # fmt: skip
 
 
 def engine_row(variant: VariantResult) -> tuple[str, ...]:
@@ -145,13 +154,13 @@ def engine_row(variant: VariantResult) -> tuple[str, ...]:
     engine, accuracy, latency = variant.engine, variant.engine_accuracy, variant.engine_latency
     assert engine is not None
     change = None
-    if accuracy and accuracy.map50_95 is not None and variant.accuracy.map50_95 is not None:
-        change = f"{100 * (accuracy.map50_95 - variant.accuracy.map50_95):+.2f}"
+    if accuracy and accuracy.main is not None and variant.accuracy.main is not None:
+        change = f"{100 * (accuracy.main - variant.accuracy.main):+.2f}"
     interval = latency.speedup_interval if latency else None
     return (
         variant.name,
         f"{engine.runtime_name}, {engine.device}",
-        points(accuracy.map50_95 if accuracy else None),
+        points(accuracy.main if accuracy else None),
         change or "-",
         _share(variant.engine_agreement),
         _share(accuracy.agreement if accuracy else None),
@@ -201,12 +210,12 @@ def cuda_graph_note(report: Report) -> str:
 def loss_rows(report: Report) -> list[tuple[str, ...]]:
     """Engines against the FP16 engine: what INT8 costs and what it gives."""
     fp16 = next((v for v in report.variants if v.plan and not v.plan.quantized and v.engine_accuracy), None)
-    against = fp16.engine_accuracy.map50_95 if fp16 and fp16.engine_accuracy else None
+    against = fp16.engine_accuracy.main if fp16 and fp16.engine_accuracy else None
     rows: list[tuple[str, ...]] = []
     for v in report.variants:
         if v.engine is None or v.engine_accuracy is None:
             continue
-        found = v.engine_accuracy.map50_95
+        found = v.engine_accuracy.main
         lost = "-" if found is None or against is None else f"{100 * (against - found):.2f}"
         rows.append(
             (
@@ -214,7 +223,7 @@ def loss_rows(report: Report) -> list[tuple[str, ...]]:
                 f"{v.plan.bits:.2f}" if v.plan else "-",
                 str(len(v.plan.quantized)) if v.plan else "-",
                 points(found),
-                points(v.engine_accuracy.map50),
+                points(v.engine_accuracy.second),
                 lost,
                 speedup(v.engine_latency),
             )

@@ -9,18 +9,18 @@ from pathlib import Path
 import jinja2
 
 from ultra_mq.core import atomic_path, csv_text, write_text
-from ultra_mq.plan import PrecisionPlan
+from ultra_mq.plan import KEPT, PrecisionPlan
 from ultra_mq.report import plots
 from ultra_mq.report.recommendation import Recommendation, recommend
 from ultra_mq.report.results import Report
 from ultra_mq.report.tables import (
-    ENGINE_COLUMNS,
-    RESULT_COLUMNS,
     advice,
     cuda_graph_note,
+    engine_columns,
     engine_row,
     loss_rows,
     points,
+    result_columns,
     result_row,
     search_rows,
     verdict,
@@ -39,7 +39,7 @@ def write_report(report: Report) -> None:
     rows = [result_row(report, variant) for variant in report.variants]
     layers = _layer_rows(report)
     write_text(folder / "results.json", json.dumps(report.to_dict(), indent=2))
-    write_text(folder / "results.csv", csv_text(RESULT_COLUMNS, rows))
+    write_text(folder / "results.csv", csv_text(result_columns(report), rows))
     layer_columns = ("layer", "INT8 score", *_layer_headings(report))
     write_text(folder / "sensitivity.csv", csv_text(("layer", "score", *layer_columns[2:]), layers))
     environment = jinja2.Environment(
@@ -57,13 +57,13 @@ def write_report(report: Report) -> None:
     drawn = _draw(report, planned, choice)
     engines = {
         "report": report,
-        "engine_columns": ENGINE_COLUMNS,
+        "engine_columns": engine_columns(report),
         "engine_rows": [engine_row(variant) for variant in report.variants if variant.engine],
         "cuda_graph": cuda_graph_note(report),
     }
     text = environment.get_template("report.md.j2").render(
         **engines,
-        columns=RESULT_COLUMNS,
+        columns=result_columns(report),
         rows=rows,
         verdicts=[verdict(report, variant) for variant in report.variants[1:]],
         advice=advice(report),
@@ -80,7 +80,9 @@ def write_report(report: Report) -> None:
         shown = [image for image in drawn if image == PARETO]
         write_text(folder / name, template.render(**engines, losses=loss_rows(report), images=shown))
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    page = environment.get_template("report.html.j2").render(title=f"ultra-mq: {report.recipe.model}", body=body)
+    page = environment.get_template("report.html.j2").render(
+        title=f"ultra-mq: {Path(report.recipe.model).name}", body=body
+    )
     write_text(folder / "report.html", page)
 
 
@@ -97,9 +99,9 @@ def _draw(report: Report, planned: dict[str, PrecisionPlan], choice: Recommendat
         images.append("sensitivity.png")
     variants = [variant for variant in report.variants[1:] if variant.plan]
     panels = {"agreement with FP32": ([v.accuracy.agreement or 0.0 for v in variants], 1.0)}
-    if report.reference.accuracy.map50_95 is not None:
-        values = [100 * (v.accuracy.map50_95 or 0.0) for v in variants]
-        panels["mAP50-95, points"] = (values, 100 * report.reference.accuracy.map50_95)
+    if report.reference.accuracy.main is not None:
+        values = [100 * (v.accuracy.main or 0.0) for v in variants]
+        panels[f"{report.metrics.title}, points"] = (values, 100 * report.reference.accuracy.main)
     with atomic_path(report.folder / "accuracy.png") as temporary:
         plots.plot_against_bits({name: plan.bits for name, plan in planned.items()}, panels, temporary)
     images.append("accuracy.png")
@@ -133,7 +135,7 @@ def _layer_rows(report: Report) -> list[tuple[str, ...]]:
         for layer in variant.plan.layers if variant.plan else ():
             row = rows.setdefault(layer.name, [])
             row.append(layer.format if layer.why in ("searched", "user") else f"{layer.format} ({layer.why})")
-            if layer.why == "kept":
+            if layer.why in KEPT:
                 kept.add(layer.name)
             if variant.engine:
                 row += [executed.get(layer.name, "-"), f"{1e3 * times[layer.name]:.1f}" if layer.name in times else "-"]

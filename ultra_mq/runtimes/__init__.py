@@ -5,6 +5,7 @@ In: ONNX files. Out: engines, and every artefact open behind one ``Backend``.
 """
 
 from ultra_mq.runtimes.backend import Backend, CpuRuntime, open_file
+from ultra_mq.runtimes.cpu import overflows
 from ultra_mq.runtimes.engine import (
     BuildOptions,
     BuildSettings,
@@ -18,6 +19,7 @@ from ultra_mq.runtimes.engine import (
     save_engine,
 )
 from ultra_mq.runtimes.engine_build import build
+from ultra_mq.runtimes.exported import Exported, read_exported
 from ultra_mq.runtimes.inspection import executed_types, find_mismatches, layer_times
 from ultra_mq.runtimes.onnxruntime import OnnxRuntime
 from ultra_mq.runtimes.tensorrt import TensorRt, read_layers
@@ -29,6 +31,7 @@ __all__ = [
     "CpuRuntime",
     "Engine",
     "EngineTarget",
+    "Exported",
     "OnnxRuntime",
     "Runtime",
     "TensorRt",
@@ -41,6 +44,8 @@ __all__ = [
     "layer_times",
     "load_engine",
     "open_file",
+    "overflows",
+    "read_exported",
     "read_layers",
     "save_engine",
 ]

@@ -32,7 +32,7 @@ class Backend(Protocol):
         """Images in one timed pass."""
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run one batch, float32 in [0, 1], shape (B, 3, H, W)."""
+        """Run one batch, float32 in [0, 1], shape (B, C, H, W)."""
 
     def time(self, runs: int) -> list[float]:
         """Latency in milliseconds of each of ``runs`` passes over one resident batch."""

@@ -54,7 +54,7 @@ class OnnxRuntime:
         self.version = onnxruntime.__version__
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run one batch, float32 in [0, 1], shape (B, 3, H, W)."""
+        """Run one batch, float32 in [0, 1], shape (B, C, H, W)."""
         outputs: list[np.ndarray] = self.session.run(None, {self.input.name: batch.astype(np.float32)})
         return outputs
 
@@ -105,5 +105,5 @@ class OnnxRuntime:
 def exported_shape(shape: Sequence[int | str | None], metadata: Mapping[str, str]) -> tuple[int, ...]:
     """Input shape of a graph; where an axis is dynamic, the size that Ultralytics exported at."""
     size = [int(found) for found in re.findall(r"\d+", metadata.get("imgsz", ""))] or [640]
-    exported = (1, 3, size[0], size[-1])
+    exported = (int(metadata.get("batch", 1)), int(metadata.get("channels", 3)), size[0], size[-1])
     return tuple(d if isinstance(d, int) else e for d, e in zip(shape, exported, strict=True))

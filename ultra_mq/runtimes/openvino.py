@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ultra_mq.core import BackendError, KernelTime
-from ultra_mq.graph import load_graph
+from ultra_mq.graph import load_graph, weights_leave_room
+from ultra_mq.runtimes.cpu import overflows
 from ultra_mq.runtimes.onnxruntime import exported_shape
 
 
@@ -33,6 +34,13 @@ class OpenVino:
         self.settings: dict[str, str | int | bool] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
+        graph = load_graph(path)
+        if overflows() and not weights_leave_room(graph):
+            raise BackendError(
+                f"OpenVINO would compute something else than '{path}' says: this CPU has no VNNI, so OpenVINO sums 8-bit "
+                f"products in 16 bits, which the weights of this file overflow. Quantize it with "
+                f"calibration.reduce_range=true, or use ONNX Runtime."
+            )
         self.core = openvino.Core()
         try:
             self.model = self.core.compile_model(str(path), "CPU", self.settings)
@@ -40,14 +48,14 @@ class OpenVino:
             raise BackendError(f"OpenVINO cannot load '{path}': {error}. Export it again.") from error
         self.request = self.model.create_infer_request()
         self.path = path
-        self.metadata = {entry.key: entry.value for entry in load_graph(path).metadata_props}
+        self.metadata = {entry.key: entry.value for entry in graph.metadata_props}
         source = self.model.input(0).get_partial_shape()
         self.shape = exported_shape([d.get_length() if d.is_static else None for d in source], self.metadata)
         self.batch = self.shape[0]
         self.version = openvino.__version__
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run one batch, float32 in [0, 1], shape (B, 3, H, W)."""
+        """Run one batch, float32 in [0, 1], shape (B, C, H, W)."""
         found = self.request.infer([batch.astype(np.float32)])
         # The request writes its next results into the same memory.
         return [np.array(found[output]) for output in self.model.outputs]

@@ -88,7 +88,7 @@ class TensorRt:
         return int(self._segment.layout["device_memory_bytes"])
 
     def infer(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run one batch, float32 in [0, 1], shape (B, 3, H, W)."""
+        """Run one batch, float32 in [0, 1], shape (B, C, H, W)."""
         (name,) = self._segment.layout["inputs"]
         self._segment.array(name, batch.shape)[...] = batch
         answer = self._worker.call("infer", QUICK_TIMEOUT_S, shapes={name: list(batch.shape)})

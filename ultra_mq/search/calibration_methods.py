@@ -10,7 +10,7 @@ from ultra_mq.core import Cache
 from ultra_mq.measure import compare
 from ultra_mq.plan import uniform_plan
 from ultra_mq.quantization import Method
-from ultra_mq.session import Artefacts, Recipe, float_artefacts, open_session, require_detection, with_recipe
+from ultra_mq.session import Artefacts, Recipe, float_artefacts, open_session, with_recipe
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class CalibrationResult:
         method: How the ranges were chosen.
         images: Number of calibration images.
         agreement: AP50-95 with the float model's detections as ground truth, in [0, 1].
-        map50_95: mAP50-95 in [0, 1], or None for data without labels.
+        main: Main metric of the task in [0, 1], or None for data without labels.
     """
 
     method: Method
     images: int
     agreement: float
-    map50_95: float | None
+    main: float | None
 
 
 def compare_calibrations(
@@ -45,7 +45,6 @@ def compare_calibrations(
         One result for each pair, the best agreement first.
     """
     session = open_session(recipe, cache)
-    require_detection(session)
     reference = float_artefacts(session).evaluate("Evaluating FP32")
     plan = uniform_plan(session.model, "int8", recipe.placement)
     results = []
@@ -54,6 +53,6 @@ def compare_calibrations(
             calibration = recipe.calibration.model_copy(update={"method": method, "images": images})
             chosen = with_recipe(session, recipe.model_copy(update={"calibration": calibration}))
             accuracy = Artefacts(chosen, plan).evaluate(f"Evaluating {method}, {images} images")
-            compared = compare(accuracy, reference.detections)
-            results.append(CalibrationResult(method, images, compared.agreement or 0.0, compared.map50_95))
+            compared = compare(accuracy, reference.predictions)
+            results.append(CalibrationResult(method, images, compared.agreement or 0.0, compared.main))
     return tuple(sorted(results, key=lambda result: -result.agreement))

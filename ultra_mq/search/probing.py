@@ -100,4 +100,4 @@ def _measure(session: Session, target: Target) -> LatencyModel:
             with session.stage("Profile"), closing(made.open(target)) as backend:
                 kernels = backend.profile(PROFILED_RUNS)
         probes.append(Probe(choice, latency.p50_ms, kernels))
-    return fit_latency(session.model, session.recipe.imgsz, {"target": target.title, **target.about}, probes)
+    return fit_latency(session.model, session.recipe.size, {"target": target.title, **target.about}, probes)

@@ -99,7 +99,7 @@ class Verifier:
     def evaluate(self, step: Step) -> Step:
         """Measure the loss of a plan on the target."""
         accuracy = Artefacts(self.session, step.plan).evaluate(f"Evaluating {step.name}", self.target)
-        compared = compare(accuracy, self.reference.detections)
+        compared = compare(accuracy, self.reference.predictions)
         return self._keep(replace(step, drop=points_lost(compared, self.reference, self.metric)))
 
     def time(self, steps: list[Step]) -> Bench:

@@ -5,8 +5,11 @@ In: a ``Recipe``. Out: a ``Session`` with its stages, a ``Target`` to run on, an
 """
 
 from ultra_mq.session.artefacts import ENGINE, Artefacts, evaluate_file, float_artefacts, ptq_artefacts, time_artefacts
+from ultra_mq.session.checks import small_data
 from ultra_mq.session.recipe import (
+    AUTO_DATA,
     DEFAULT_BITS,
+    DEFAULT_IMGSZ,
     Criteria,
     Metric,
     Recipe,
@@ -18,7 +21,7 @@ from ultra_mq.session.recipe import (
     save_recipe,
 )
 from ultra_mq.session.recipe_sections import EngineSettings
-from ultra_mq.session.session import Session, open_session, require_detection, with_recipe
+from ultra_mq.session.session import Session, open_session, with_recipe
 from ultra_mq.session.stages import (
     calibrate_layers,
     counted_bits,
@@ -33,7 +36,9 @@ from ultra_mq.session.stages import (
 from ultra_mq.session.target import Target, host_target
 
 __all__ = [
+    "AUTO_DATA",
     "DEFAULT_BITS",
+    "DEFAULT_IMGSZ",
     "ENGINE",
     "Artefacts",
     "Criteria",
@@ -58,10 +63,10 @@ __all__ = [
     "plan_variant",
     "prices_of",
     "ptq_artefacts",
-    "require_detection",
     "save_recipe",
     "score_layers",
     "signed",
+    "small_data",
     "solve_bits",
     "time_artefacts",
     "with_recipe",

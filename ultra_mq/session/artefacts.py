@@ -8,6 +8,7 @@ what those before it depend on.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +33,10 @@ from ultra_mq.measure import (
     Accuracy,
     Bench,
     Parity,
+    Parting,
     check_parity,
     compare,
+    compare_layers,
     evaluate,
     load_accuracy,
     save_accuracy,
@@ -74,7 +77,8 @@ class Artefacts:
         key: dict[str, Any] = {
             "model": session.model.fingerprint,
             "names": {str(index): name for index, name in session.model.names.items()},
-            "imgsz": recipe.imgsz,
+            "imgsz": recipe.size,
+            "export": recipe.export.model_dump(mode="json", include={"batch", "dynamic"}),
             "channels": session.model.channels,
             "opset": OPSET,
         }
@@ -87,6 +91,7 @@ class Artefacts:
                 "placement": self.plan.placement,
                 "calibration": asdict(calibrate_layers(session, self.plan.placement)),
                 "correction": session.calibration_batches(images).fingerprint if images else None,
+                "reduce_range": session.reduce_range,
             }
             if self.plan.placement == "onnx":
                 key["images"] = self._pixels_key
@@ -115,7 +120,7 @@ class Artefacts:
     def engine(self, runtime: Runtime) -> Path:
         """Folder with the engine, its description and, after a repair, the graph it was built from."""
         recipe = self.session.recipe
-        settings = recipe.build_settings(runtime.target)
+        settings = recipe.build_settings(runtime.target, self.session.model)
         depends_on = {
             "graph": self._fp16_key if runtime.strongly_typed else self.key,
             "settings": settings.model_dump(mode="json", exclude={"device"}),
@@ -173,11 +178,14 @@ class Artefacts:
                     module, session.data, label="Evaluating torch", device=session.device, batch=recipe.batch
                 )
                 save_accuracy(accuracy, entry)
+                layers = compare_layers(module, self.graph, self._image)
+                (entry / "layers.json").write_text(json.dumps([asdict(found) for found in layers]))
 
         kind = session.device.partition(":")[0]
-        entry = self._entry("accuracy", {**session.evaluation_key, "torch": self.key, "device": kind}, make)
-        torch_accuracy = compare(load_accuracy(entry), reference.detections)
-        return check_parity(torch_accuracy, onnx, recipe.evaluation.max_parity_gap)
+        entry = self._entry("parity", {**session.evaluation_key, "torch": self.key, "device": kind}, make)
+        torch_accuracy = compare(load_accuracy(entry), reference.predictions)
+        compared = tuple(Parting(**found) for found in json.loads((entry / "layers.json").read_text()))
+        return check_parity(torch_accuracy, onnx, reference, compared, recipe.evaluation.max_parity_gap)
 
     def module(self) -> nn.Module:
         """The plan carried out on the torch model, calibrated, with bias correction where the recipe wants it.
@@ -192,7 +200,14 @@ class Artefacts:
         correction = session.calibration_batches(images) if images and self.plan.quantized else None
         placement = self.plan.placement
         calibration = calibrate_layers(session, placement)
-        return apply_formats(session.model, self.plan.quantized, calibration, correction, placement)
+        return apply_formats(
+            session.model,
+            self.plan.quantized,
+            calibration,
+            correction,
+            placement,
+            reduce_range=session.reduce_range,
+        )
 
     @property
     def _fp16_key(self) -> dict[str, Any]:
@@ -205,15 +220,20 @@ class Artefacts:
 
     @property
     def _image(self) -> np.ndarray:
+        """One image, as often as a pass of the graph takes images."""
         image: np.ndarray = next(iter(self.session.calibration_batches(1)))["img"].cpu().numpy()
-        return image
+        return np.repeat(image, self.session.recipe.export.batch, axis=0)
 
     def _entry(self, stage: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         return self.session.cache.folder(stage, key, make)
 
+    def _export(self, module: nn.Module, path: Path) -> None:
+        recipe = self.session.recipe
+        export_onnx(module, path, recipe.size, recipe.export.batch, dynamic=recipe.export.dynamic)
+
     def _make_fp32(self, folder: Path) -> None:
         with self.session.stage("Export FP32"):
-            export_onnx(self.session.model.module, folder / "fp32.onnx", self.session.recipe.imgsz)
+            self._export(self.session.model.module, folder / "fp32.onnx")
 
     def _make_qdq(self, folder: Path) -> None:
         assert self.plan is not None
@@ -225,7 +245,7 @@ class Artefacts:
                 return
             module = self.module()
             save_checkpoint(module, session.model, folder / "model.pt")
-            export_onnx(module, folder / "qdq.onnx", recipe.imgsz)
+            self._export(module, folder / "qdq.onnx")
 
     def _make_ptq(self, folder: Path) -> None:
         assert self.ptq is not None

@@ -3,22 +3,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from ultra_mq.core import FormatName, RecipeError, Strict, load_document, validate, write_text
 from ultra_mq.graph import PtqMethod
 from ultra_mq.plan import CostModel, check_bits
-from ultra_mq.prepare import Placement, gpu_index
+from ultra_mq.prepare import ImageSize, Placement, PreparedModel, gpu_index, height_width
 from ultra_mq.runtimes import BuildOptions, BuildSettings, EngineTarget
 from ultra_mq.session.recipe_sections import (
     BenchSettings,
     CalibrationSettings,
     EngineSettings,
     EvaluationSettings,
+    ExportSettings,
     LatencySettings,
     SensitivitySettings,
 )
@@ -27,9 +29,19 @@ Metric = Literal["map", "agreement"]
 
 
 def choose_metric(asked: Metric | None, *, labelled: bool) -> Metric:
-    """What accuracy is counted in where a user does not say: mAP where there are labels to have one."""
+    """What accuracy is counted in where a user does not say: the task's own metric where there are labels for one."""
     return asked or ("map" if labelled else "agreement")
 
+
+METRIC_HELP = (
+    "`map`, the task's main metric (mAP50-95 of boxes, masks, keypoints or rotated boxes, top-1 of classifiers), or "
+    "`agreement` with the float model; `map` where the data has labels."
+)
+
+AUTO_DATA = "auto"
+"""Data that the checkpoint was trained on."""
+
+DEFAULT_IMGSZ = 640
 
 Precision = Literal["fp16", "mixed", "ptq"] | FormatName
 
@@ -45,7 +57,7 @@ class Criteria(Strict):
 
     device: str | None = Field(None, description="Part of the name of the device that it must have been timed on.")
     max_drop: float | None = Field(None, ge=0, description="Points of the metric that may be lost.")
-    metric: Metric | None = Field(None, description="`map` (mAP50-95) or `agreement`; `map` where the data has labels.")
+    metric: Metric | None = Field(None, description=METRIC_HELP)
     max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
     min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
 
@@ -70,8 +82,7 @@ class Variant(Strict):
     )
     metric: Metric | None = Field(
         None,
-        description="What `max_drop` counts: `map` (mAP50-95) or `agreement` with the float model; `map` where the "
-        "data has labels.",
+        description=f"What `max_drop` counts: {METRIC_HELP}",
     )
     max_latency_ms: float | None = Field(
         None, gt=0, description="Budget of a `mixed` variant: median milliseconds, at most."
@@ -101,13 +112,25 @@ class Recipe(Strict):
     """A run: one model, one data set, the variants to make, and how they are proven."""
 
     model: str = Field("yolo11n.pt", description="Trained weights: a path or the name of an Ultralytics model.")
-    data: str = Field("coco128.yaml", description="Ultralytics data YAML; calibrates on train, evaluates on val.")
-    imgsz: int = Field(640, ge=32, description="Image size in pixels, a multiple of the model's stride.")
+    data: str = Field(
+        AUTO_DATA,
+        description="Whatever Ultralytics takes as data: YAML, folder, NDJSON; calibrates on train, evaluates on val. "
+        "`auto` is what the checkpoint was trained on, where that is here, else Ultralytics' small COCO for models "
+        "with COCO's classes.",
+    )
+    imgsz: int | tuple[int, int] | None = Field(
+        None,
+        description="Image size in pixels, multiples of the model's stride: a number, or `[height, width]`; what the "
+        "checkpoint was trained at by default.",
+    )
     batch: int = Field(4, ge=1, description="Images a batch for calibration, scoring and torch evaluation.")
     device: str = Field(
         "auto",
         coerce_numbers_to_str=True,
         description="Torch device: `cpu`, `0`, `cuda:1`; `auto` takes the first GPU where there is one.",
+    )
+    single_cls: bool | None = Field(
+        None, description="Count all classes as one, as in Ultralytics; as the checkpoint was trained by default."
     )
     fraction: float = Field(1.0, gt=0, le=1, description="Share of both splits to use, as in Ultralytics.")
     seed: int = Field(0, description="Seed of the choice of images and of random projections.")
@@ -153,8 +176,33 @@ class Recipe(Strict):
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="How layers are scored.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is proven.")
     latency: LatencySettings = Field(LatencySettings(), description="How latency is predicted.")
+    export: ExportSettings = Field(ExportSettings(), description="Which shapes graphs and engines take.")
     bench: BenchSettings = Field(BenchSettings(), description="How latency is measured.")
     engine: EngineSettings = Field(EngineSettings(), description="Which engines are built.")
+
+    @field_validator("imgsz", mode="before")
+    @classmethod
+    def _height_and_width(cls, value: Any) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"\d+\s*,\s*\d+", value):
+            return [int(part) for part in value.split(",")]
+        return value
+
+    @field_validator("imgsz")
+    @classmethod
+    def _squares_are_numbers(cls, value: ImageSize | None) -> ImageSize | None:
+        if value is None or isinstance(value, int):
+            return value
+        return value[0] if value[0] == value[1] else value
+
+    @property
+    def size(self) -> ImageSize:
+        """Image size in pixels, once the checkpoint was asked for its own."""
+        return self.imgsz or DEFAULT_IMGSZ
+
+    @property
+    def size_text(self) -> str:
+        """Image size for the reader, ``640`` or ``384x640``."""
+        return str(self.size) if isinstance(self.size, int) else "x".join(map(str, self.size))
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Recipe:
@@ -169,10 +217,21 @@ class Recipe(Strict):
             )
         return self
 
-    def build_settings(self, target: EngineTarget) -> BuildSettings:
-        """How engines are built for a target, on the recipe's device."""
+    def build_settings(self, target: EngineTarget, model: PreparedModel | None = None) -> BuildSettings:
+        """How engines are built for a target, on the recipe's device.
+
+        Args:
+            target: TensorRT or TensorRT-RTX.
+            model: What is built, for the default profile of a dynamic engine.
+        """
         options = self.engine.model_dump(include=set(BuildOptions.model_fields))
-        return BuildSettings(target=target, device=gpu_index(self.device), **options)
+        profile = self.export.profile
+        if profile is None and self.export.dynamic and model is not None:
+            height, width = height_width(self.size)
+            batch, channels, stride = self.export.batch, model.channels, model.stride
+            smallest, largest = (1, channels, stride, stride), (batch, channels, 2 * height, 2 * width)
+            profile = (smallest, (batch, channels, height, width), largest)
+        return BuildSettings(target=target, device=gpu_index(self.device), profile=profile, **options)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

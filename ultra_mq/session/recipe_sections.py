@@ -12,6 +12,8 @@ from ultra_mq.plan import LossName, ScoreMethod
 from ultra_mq.quantization import Method
 from ultra_mq.runtimes import BuildOptions
 
+Shape = tuple[int, int, int, int]
+
 
 class CalibrationSettings(Strict):
     """How the ranges of the quantizers are found."""
@@ -21,6 +23,11 @@ class CalibrationSettings(Strict):
         "mse",
         description="`mse` clips where the squared error is least, `max` takes the largest value; `entropy` and "
         "`percentile` are ModelOpt's.",
+    )
+    reduce_range: bool | None = Field(
+        None,
+        description="Use 7 of the 8 bits of the weights, for CPUs that would overflow (no VNNI) on OpenVINO; where "
+        "`runtime` is such a CPU by default.",
     )
     bias_correction: int = Field(16, ge=0, description="Images for bias correction; 0 leaves the biases alone.")
 
@@ -52,8 +59,29 @@ class EvaluationSettings(Strict):
 
     parity: bool = Field(True, description="Also validate the fake-quantized torch model and compare it with the ONNX.")
     max_parity_gap: float = Field(
-        0.02, gt=0, description="Largest allowed distance in mAP50-95 and agreement between torch and ONNX, in [0, 1]."
+        0.02,
+        gt=0,
+        description="Distance in agreement between torch and ONNX, in [0, 1], beyond which the whole interval must lie "
+        "for them to be called different.",
     )
+
+
+class ExportSettings(Strict):
+    """Which shapes the graphs and engines take."""
+
+    batch: int = Field(1, ge=1, description="Images in one pass.")
+    dynamic: bool = Field(False, description="Let batch, height and width vary, as in Ultralytics' export.")
+    profile: tuple[Shape, Shape, Shape] | None = Field(
+        None,
+        description="Smallest, best and largest input of a dynamic engine, `[batch, channels, height, width]` each; by "
+        "default from one image of the model's stride to twice the image size, as in Ultralytics.",
+    )
+
+    @model_validator(mode="after")
+    def _profiles_are_dynamic(self) -> ExportSettings:
+        if self.profile and not self.dynamic:
+            raise ValueError("a profile needs dynamic=true")
+        return self
 
 
 class BenchSettings(Strict):

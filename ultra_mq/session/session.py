@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ultra_mq.core import BackendError, Cache, DataError, ModelError, announce, quiet, sha256_of, warn
+from ultra_mq.core import BackendError, Cache, announce, quiet, sha256_of, warn
 from ultra_mq.plan import check_bits
 from ultra_mq.prepare import (
     Batches,
@@ -22,7 +22,8 @@ from ultra_mq.prepare import (
     load_model,
     torch_device,
 )
-from ultra_mq.runtimes import EngineTarget, Runtime, find_runtime
+from ultra_mq.runtimes import EngineTarget, Runtime, find_runtime, overflows
+from ultra_mq.session.checks import check_data, complete_recipe
 from ultra_mq.session.recipe import Recipe
 from ultra_mq.session.target import Target, find_target
 
@@ -32,7 +33,7 @@ class Session:
     """One run on its way: what is loaded, and what there is to tell at the end.
 
     Attributes:
-        recipe: What to do.
+        recipe: What to do, with what the checkpoint says of data and image size.
         model: The model, prepared.
         data: The data, scanned.
         cache: Where finished stages lie.
@@ -82,9 +83,25 @@ class Session:
             "images": fingerprint_split(self.data.evaluation),
             "names": {str(key): value for key, value in self.data.names.items()},
             "annotations": sha256_of(self.data.annotations) if self.data.annotations else None,
-            "imgsz": self.recipe.imgsz,
+            "imgsz": self.recipe.size,
             "channels": self.data.channels,
+            "task": self.data.task,
+            "single_cls": self.data.single_cls,
         }
+
+    @functools.cached_property
+    def reduce_range(self) -> bool:
+        """Whether weights are to use 7 bits, because the CPU that runs them would overflow."""
+        asked = self.recipe.calibration.reduce_range
+        if asked is not None:
+            return asked
+        needed = self.recipe.runtime == "openvino" and overflows()
+        if needed:
+            self.warn(
+                "Weights use 7 of their 8 bits, because this CPU has no VNNI and OpenVINO sums 8-bit products in 16 "
+                "bits on it (calibration.reduce_range)."
+            )
+        return needed
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -121,23 +138,20 @@ def open_session(recipe: Recipe, cache: Cache | None = None, model: PreparedMode
     if model is None:
         with quiet():
             model = load_model(recipe.model, device)
-    if model.task == "classify":
-        raise ModelError(
-            f"'{model.source}' is a classify model, whose data this command does not read yet. "
-            f"See docs/python.md for the stages that take batches of your own."
-        )
-    data = load_data(recipe.data, recipe.imgsz, model.stride, task=model.task, fraction=recipe.fraction)
-    if len(data.names) != len(model.names):
-        raise DataError(
-            f"'{model.source}' knows {len(model.names)} classes and '{recipe.data}' has {len(data.names)}. "
-            f"Pass the data that the model was trained on."
-        )
-    if data.channels != model.channels:
-        raise DataError(
-            f"'{model.source}' takes images of {model.channels} channels and '{recipe.data}' has {data.channels}. "
-            f"Pass the data that the model was trained on, or write channels: {model.channels} into its YAML."
-        )
+    recipe, said = complete_recipe(recipe, model)
+    data = load_data(
+        recipe.data,
+        recipe.size,
+        model.stride,
+        task=model.task,
+        fraction=recipe.fraction,
+        single_cls=bool(recipe.single_cls),
+        classes=model.names,
+    )
+    said += check_data(recipe, model, data)
     session = Session(recipe, model, data, cache or Cache(), device)
+    for line in said:
+        session.warn(line)
     for split in (data.calibration, data.evaluation):
         if split.skipped:
             session.warn(f"{split.skipped} unreadable images of the {split.name} split were left out.")
@@ -157,16 +171,3 @@ def with_recipe(session: Session, recipe: Recipe) -> Session:
     other = replace(session, recipe=recipe)
     other.__dict__["evaluation_key"] = session.evaluation_key
     return other
-
-
-def require_detection(session: Session) -> None:
-    """Refuse a task whose results cannot be proven yet, before work starts.
-
-    Raises:
-        ModelError: The model is not a detector.
-    """
-    if session.model.task != "detect":
-        raise ModelError(
-            f"'{session.model.source}' is a {session.model.task} model, and accuracy is proven for detection only so "
-            f"far. Quantize it in Python with ultra_mq.quantize(), and validate it with Ultralytics."
-        )

@@ -88,13 +88,13 @@ def score_layers(session: Session) -> Sensitivity:
 
 def open_choices(session: Session, latency: LatencyModel | None = None) -> Choices:
     """What there is to choose for a session: scores, sizes, groups, and latencies where they were learnt."""
-    sizes = {name: layer_sizes(session.model, name, session.recipe.imgsz) for name in BITS_MODELS}
+    sizes = {name: layer_sizes(session.model, name, session.recipe.size) for name in BITS_MODELS}
     return make_choices(score_layers(session), sizes, decision_groups(session), latency)
 
 
 def prices_of(session: Session, cost_model: CostModel, latency: LatencyModel | None = None) -> Prices:
     """What layers cost under a cost model; weights are counted beside a latency."""
-    return Prices(cost_model, layer_sizes(session.model, cost_model, session.recipe.imgsz), latency)
+    return Prices(cost_model, layer_sizes(session.model, cost_model, session.recipe.size), latency)
 
 
 def plan_variant(session: Session, variant: Variant) -> PrecisionPlan:
@@ -135,7 +135,7 @@ def _inputs(session: Session, batches: Batches) -> dict[str, Any]:
     return {
         "model": session.model.fingerprint,
         "images": batches.fingerprint,
-        "imgsz": session.recipe.imgsz,
+        "imgsz": session.recipe.size,
         "batch": session.recipe.batch,
         "channels": session.data.channels,
         "device": session.device.partition(":")[0],

@@ -48,7 +48,7 @@ def _measure(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     accuracy = made.engine_accuracy or made.accuracy
     latency = made.engine_latency or made.latency
     values = {
-        "map": None if accuracy.map50_95 is None else 100 * accuracy.map50_95,
+        "map": None if accuracy.main is None else 100 * accuracy.main,
         "agreement": None if accuracy.agreement is None else 100 * accuracy.agreement,
         "latency": latency.p50_ms if latency else None,
         "bits": made.plan.bits if made.plan else None,

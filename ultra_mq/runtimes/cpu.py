@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What this machine's CPU can do with 8-bit integers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+CAPABILITIES = {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "amx_int8": "AMX-INT8", "avx2": "AVX2"}
+"""Flags of Linux that matter to 8-bit integers, by what people call them."""
+
+
+@functools.cache
+def cpu_flags() -> tuple[str, ...]:
+    """What an x86 CPU has of ``CAPABILITIES``; empty where that cannot be told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return tuple(title for flag, title in CAPABILITIES.items() if flag in line.split())
+
+
+def overflows() -> bool:
+    """Whether OpenVINO sums products of 8 bits in 16 bits on this CPU, and so cuts off large sums.
+
+    x86 without VNNI multiplies and adds with ``vpmaddubsw``, which saturates (Intel, "Lower Numerical Precision Deep
+    Learning Inference and Training", 2018). Signed activations are moved up by 128 before it, so that almost every sum
+    is large. oneDNN takes its choice of instructions from ``ONEDNN_MAX_CPU_ISA`` too.
+    """
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2")
+    vnni = any("VNNI" in title or "AMX" in title for title in cpu_flags())
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and (limited or (bool(cpu_flags()) and not vnni))

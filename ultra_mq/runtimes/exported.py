@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What an exported file says of itself: by Ultralytics' metadata, and by its graph where it has none."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultra_mq.core import BackendError
+from ultra_mq.graph import input_shape, load_graph
+from ultra_mq.prepare import ImageSize
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file or an engine.
+
+    Attributes:
+        path: The file.
+        task: Ultralytics task; None where it does not say.
+        names: Class index to class name; None where it does not say.
+        imgsz: Image size in pixels; None where it is free and the file does not say.
+        stride: Largest stride in pixels.
+        channels: Channels of an image.
+        batch: Images in one pass; 1 where that is free.
+    """
+
+    path: Path
+    task: str | None
+    names: dict[int, str] | None
+    imgsz: ImageSize | None
+    stride: int
+    channels: int
+    batch: int
+
+
+def read_exported(path: Path) -> Exported:
+    """Read what a file says of itself.
+
+    Raises:
+        BackendError: It is not there, or it is no exported file.
+        ExportError: It is no ONNX.
+    """
+    from ultralytics.nn.backends.base import BaseBackend
+
+    if not path.is_file():
+        raise BackendError(f"'{path}' does not exist. Pass an exported .onnx or .engine file.")
+    try:
+        metadata = {key: _parsed(value) for key, value in BaseBackend.read_metadata(path).items()}
+    except Exception as error:
+        raise BackendError(f"'{path}' cannot be read: {error}. Pass an exported .onnx or .engine file.") from error
+    shape: list[Any] = [metadata.get("batch", 1), metadata.get("channels", 3), *_pair(metadata.get("imgsz"))]
+    if path.suffix == ".onnx":
+        # What the graph takes counts more than what is said of it; a free axis is 0.
+        sizes = input_shape(load_graph(path))
+        shape = [fixed or said for fixed, said in zip(sizes, shape, strict=True)] if len(sizes) == 4 else shape
+    batch, channels, height, width = shape
+    names = metadata.get("names")
+    return Exported(
+        path=path,
+        task=metadata.get("task"),
+        names={int(index): str(name) for index, name in names.items()} if isinstance(names, dict) else None,
+        imgsz=None if not (height and width) else int(height) if height == width else (int(height), int(width)),
+        stride=int(metadata.get("stride", 32)),
+        channels=int(channels),
+        batch=int(batch),
+    )
+
+
+def _pair(imgsz: Any) -> tuple[Any, Any]:
+    if isinstance(imgsz, (list, tuple)) and imgsz:
+        return imgsz[0], imgsz[-1]
+    return imgsz, imgsz
+
+
+def _parsed(value: Any) -> Any:
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
