@@ -15,6 +15,7 @@ from ultra_mq.core.errors import BackendError, DataError, ParityError, PlanError
 from ultra_mq.graph.lint import Fault
 from ultra_mq.jobs import engine_results, pipeline
 from ultra_mq.jobs.pipeline import run_recipe
+from ultra_mq.measure.parity import Parting
 from ultra_mq.plan.precision_plan import load_plan
 from ultra_mq.report.results import VariantResult
 from ultra_mq.session import artefacts, stages
@@ -153,17 +154,18 @@ def test_a_run_folder_that_cannot_be_made(settings, tmp_path):
         run_recipe(make_recipe({**settings, "project": str(tmp_path / "runs")}))
 
 
-def test_parity_failure_is_loud_and_leaves_a_report(settings, tmp_path):
+def test_parity_failure_is_loud_and_leaves_a_report(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "compare_layers", lambda *_: (Parting("model.2.cv1.conv", 3.0),))
     recipe = make_recipe(
         {
             **settings,
             "project": str(tmp_path),
             "variants": [VARIANTS[1]],
             "bench": {"rounds": 0},
-            "evaluation": {"max_parity_gap": 1e-12},
+            "calibration": {"images": 3, "bias_correction": 0},
         }
     )
-    with pytest.raises(ParityError, match="not the same model in torch and in ONNX"):
+    with pytest.raises(ParityError, match=r"model\.2\.cv1\.conv is the first of 1 to give something else"):
         run_recipe(recipe)
     assert "| NO |" in (tmp_path / "autoquant" / "report.md").read_text()
 
@@ -210,7 +212,7 @@ def test_what_was_not_built_is_said_in_one_line(report):
     def fail(*_):
         raise BackendError("TensorRT-RTX cannot be used.")
 
-    session = SimpleNamespace(recipe=report.recipe, engine_runtime=fail)
+    session = SimpleNamespace(recipe=report.recipe, engine_runtime=fail, unsigned=False)
     found = engine_results.find_engine_runtime(session)
     assert found == (None, ["Engines: TensorRT-RTX cannot be used. TensorRT-RTX cannot be used."])
 
@@ -226,10 +228,10 @@ def test_the_command_for_the_other_machine_can_be_pasted(settings, tmp_path):
 def test_two_runs_at_once_take_two_folders(tmp_path):
     recipe = make_recipe({"project": str(tmp_path), "name": "run"})
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: pipeline.make_run_folder(recipe), range(8)))
+        folders = list(pool.map(lambda _: pipeline.make_run_folder(recipe, "segment"), range(8)))
     assert len(set(folders)) == 8
     again = make_recipe({"project": str(tmp_path), "name": "run", "exist_ok": True})
-    assert pipeline.make_run_folder(again) == pipeline.make_run_folder(again) == tmp_path / "run"
+    assert pipeline.make_run_folder(again, "detect") == pipeline.make_run_folder(again, "detect") == tmp_path / "run"
 
 
 def test_a_runtime_that_fails_costs_no_report(settings, tmp_path, monkeypatch):

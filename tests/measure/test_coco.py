@@ -90,8 +90,3 @@ def test_coco_table_maps_classes_by_name_and_images_by_file(annotations):
     assert table.ap_medium == pytest.approx(1.0)
     assert table.ap_large == -1
     assert score_coco(detections(FLOAT), annotations, {0: "dog", 1: "cat"}).ap == 0
-
-
-def test_unknown_class(annotations):
-    with pytest.raises(EvaluationError, match="does not know the classes bird"):
-        score_coco(detections(FLOAT), annotations, {0: "cat", 1: "bird"})

@@ -67,7 +67,7 @@ def test_the_graph_of_a_model_is_the_model(quantized, qdq, image, model):
 
 
 def test_a_wrong_scale_is_named(quantized, qdq, image, mutate, plan):
-    layer = next(name for name in plan.quantized if name.startswith("model.6"))
+    layer = next(name for name in plan.quantized if name.startswith("model.8"))
 
     def wider(graph, producers, node):
         dequantize = producers[node.input[0]]
@@ -77,7 +77,7 @@ def test_a_wrong_scale_is_named(quantized, qdq, image, mutate, plan):
 
 
 def test_a_wrong_weight_is_named(quantized, qdq, image, mutate, plan):
-    layer = next(name for name in plan.quantized if name.startswith("model.6"))
+    layer = next(name for name in plan.quantized if name.startswith("model.8"))
 
     def other(graph, producers, node):
         dequantize = producers[node.input[1]]

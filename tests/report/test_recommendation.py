@@ -86,8 +86,7 @@ def test_commands_rebuild_the_pick_with_what_is_not_default(report):
     found = recommend(report(criteria={"max_drop": 0.5}, imgsz=320, calibration={"images": 8}, seed=3))
     assert found.commands == (
         "pip install 'ultra-mq==9.9'",
-        "ultra-mq apply mixed/plan.yaml 'my model.pt' data=coco128.yaml imgsz=320 seed=3 runtime=openvino "
-        "calibration.images=8",
+        "ultra-mq apply mixed/plan.yaml 'my model.pt' data=auto imgsz=320 seed=3 runtime=openvino calibration.images=8",
     )
 
 

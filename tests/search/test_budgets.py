@@ -17,6 +17,8 @@ from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
 from ultra_mq.session.stages import open_choices
 
+MAIN = "metrics/mAP50-95(B)"
+
 
 @pytest.fixture
 def hunt(weights, shapes, monkeypatch):
@@ -35,7 +37,7 @@ def hunt(weights, shapes, monkeypatch):
             if self.plan is None:
                 return reference(session)
             share = sum(layer.score or 0.0 for layer in self.plan.layers) / total
-            return dataclasses.replace(reference(session), map50_95=reference(session).map50_95 - loss(share) / 100)
+            return dataclasses.replace(reference(session), metrics={MAIN: reference(session).main - loss(share) / 100})
 
         comparisons = itertools.count()
 

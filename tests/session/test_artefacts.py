@@ -10,6 +10,7 @@ from ultra_mq.core.errors import BackendError, PlanError
 from ultra_mq.plan.precision_plan import uniform_plan
 from ultra_mq.runtimes.engine import Runtime
 from ultra_mq.session import artefacts as module
+from ultra_mq.session import measuring
 from ultra_mq.session.artefacts import Artefacts, evaluate_file, float_artefacts
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session, with_recipe
@@ -71,7 +72,7 @@ def test_an_engine_serves_every_gpu_of_its_kind(session, asked):
 @pytest.mark.parametrize("change", [{"version": "1.25"}, {"device": "a CPU without VNNI"}])
 def test_accuracy_depends_on_the_runtime(session, asked, monkeypatch, qdq, change):
     """The same INT8 graph scores 0.01 of mAP on OpenVINO and a CPU without VNNI."""
-    monkeypatch.setattr(module, "load_accuracy", lambda folder: folder)
+    monkeypatch.setattr(measuring, "load_accuracy", lambda folder: folder)
     about = {"version": "1.24", "device": "a CPU"}
     one, two = (
         keys(asked, lambda a=a: evaluate_file(session, qdq.path, "x", Target("onnxruntime", 1, a)))

@@ -15,7 +15,7 @@ from typing import Literal
 from rich.table import Table
 
 from ultra_mq.core import BackendError, quiet
-from ultra_mq.runtimes import BuildSettings, EngineTarget, find_runtime
+from ultra_mq.runtimes import BuildSettings, EngineTarget, cpu_flags, find_runtime, moves_signed, overflows
 
 State = Literal["ok", "missing", "broken"]
 
@@ -52,7 +52,7 @@ def diagnose() -> list[Diagnosis]:
         "pycocotools.coco": "pycocotools",
     }
     checks += [_import(module, package, _install(package), required=True) for module, package in required.items()]
-    checks.append(_gpu())
+    checks += [_cpu(), _gpu()]
     checks += [_engine_builder("TensorRT", "tensorrt"), _engine_builder("TensorRT-RTX", "rtx")]
     checks.append(_import("openvino", "openvino", "pip install 'ultra-mq[openvino]'"))
     return checks
@@ -109,6 +109,22 @@ def _engine_builder(name: str, target: EngineTarget) -> Diagnosis:
     except BackendError as error:
         return Diagnosis(name, "missing", str(error), False)
     return Diagnosis(name, "ok", f"{runtime.version}{', ' + runtime.gpu['name'] if runtime.gpu else ''}", False)
+
+
+def _cpu() -> Diagnosis:
+    """What 8-bit integers are worth here."""
+    flags = cpu_flags()
+    if not flags:
+        return Diagnosis("CPU", "ok", f"{platform.machine()}; what it can do with INT8 is not known here", False)
+    if overflows():
+        worth = "no VNNI: INT8 on OpenVINO needs 7-bit weights (set by itself) and gains little"
+    elif moves_signed():
+        worth = "INT8 is fast on OpenVINO with graphs that are made for it (--runtime openvino)"
+    else:
+        worth = "INT8 is fast on OpenVINO; BF16 is fast too, so compare"
+    return Diagnosis(
+        "CPU", "ok", f"{', '.join(flags)}; {worth}; ONNX Runtime gains nothing from INT8 behind SiLU", False
+    )
 
 
 def _gpu() -> Diagnosis:

@@ -20,6 +20,7 @@ from ultra_mq.graph.onnx_ptq import (
     save_calibration,
 )
 from ultra_mq.graph.repair import find_failed_nodes, keep_in_float, layers_of
+from ultra_mq.graph.unsigned import make_unsigned, signed_activations
 
 __all__ = [
     "OPSET",
@@ -40,10 +41,12 @@ __all__ = [
     "load_calibration",
     "load_graph",
     "load_pixels",
+    "make_unsigned",
     "ptq",
     "ptq_plan",
     "quantized_layers",
     "read_metadata",
     "save_calibration",
+    "signed_activations",
     "weights_leave_room",
 ]

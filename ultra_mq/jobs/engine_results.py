@@ -29,6 +29,11 @@ def find_engine_runtime(session: Session) -> tuple[Runtime | None, list[str]]:
     target = session.recipe.engine.target
     if target == "none":
         return None, []
+    if session.unsigned:
+        words = "engines take no unsigned activations, which OpenVINO needs; run again with --runtime auto"
+        if target != "auto":
+            raise BackendError(f"engine.target={target} and runtime=openvino exclude each other: {words}.")
+        return None, [f"Engines: {words}"]
     try:
         return choose_runtime(target, session.engine_runtime), []
     except BackendError as error:

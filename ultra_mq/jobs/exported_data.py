@@ -85,11 +85,11 @@ def image_for(path: Path, image: Path | None, shape: tuple[int, ...] | None = No
         shape: Shape of the input, for a graph with free axes.
 
     Raises:
-        DataError: The picture cannot be read.
+        UltraMQError: The graph or the picture cannot be read.
     """
+    exported = read_exported(path)
     if image is None:
         return None
-    exported = read_exported(path)
     size = shape[2:] if shape else height_width(exported.imgsz or DEFAULT_IMGSZ)
     pixels = load_image(image, (size[0], size[1]))
     if exported.channels == 1:

@@ -220,7 +220,7 @@ def _distance(made: torch.Tensor, wanted: np.ndarray) -> float:
 def _tensor(values: np.ndarray) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    return torch.from_numpy(np.array(values, np.float32))
 
 
 def _layer_tensors(graph: onnx.GraphProto) -> dict[str, tuple[str, str, str]]:
@@ -273,7 +273,8 @@ def _block_tensors(graph: onnx.GraphProto, module: Any) -> dict[int, str]:
     made: dict[int, set[str]] = {}
     for node in graph.node:
         block = _block_of(node.name)
-        if block is None or node.op_type in QDQ:
+        # A constant may be a scale that later blocks share.
+        if block is None or node.op_type in (*QDQ, "Constant"):
             continue
         for tensor in node.output:
             if any(reader is not None and reader > block for reader in readers(tensor)):

@@ -13,9 +13,6 @@ from ultra_mq.prepare.data import Data, ImageSize, Split, height_width
 
 MAX_CORRUPT_SHARE = 0.05
 
-COCO_DATA = "coco128.yaml"
-"""Data that Ultralytics downloads, for models with COCO's classes."""
-
 PEEKED = 8
 """Images of a split whose depth is looked at."""
 

@@ -7,7 +7,7 @@ save and export.
 
 from typing import TYPE_CHECKING, Any
 
-from ultra_mq.quantization.apply import apply_formats, save_checkpoint
+from ultra_mq.quantization.apply import apply_formats, correct_biases, load_biases, save_biases, save_checkpoint
 from ultra_mq.quantization.ranges import Calibration, Method, calibrate
 from ultra_mq.quantization.record import read_record
 
@@ -21,7 +21,10 @@ __all__ = [
     "QuantizedYOLO",
     "apply_formats",
     "calibrate",
+    "correct_biases",
+    "load_biases",
     "read_record",
+    "save_biases",
     "save_checkpoint",
 ]
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from ultra_mq.core import FLOAT, FORMATS, ModelError, atomic_path, quantize_config, quiet
 from ultra_mq.prepare import Batches, Placement, PreparedModel, place_joins
 from ultra_mq.quantization.ranges import Calibration
@@ -16,6 +18,9 @@ from ultra_mq.quantization.record import QuantizationRecord
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+BIASES = "biases.npz"
 
 
 def apply_formats(
@@ -107,7 +112,9 @@ def _announce_joins(module: nn.Module, joins: Iterable[str]) -> tuple[str, ...]:
     return tuple(own)
 
 
-def correct_biases(module: nn.Module, reference: nn.Module, layers: Iterable[str], batches: Batches) -> None:
+def correct_biases(
+    module: nn.Module, reference: nn.Module, layers: Iterable[str], batches: Batches
+) -> dict[str, torch.Tensor]:
     """Remove the mean shift that quantization gives each output channel, by changing the biases.
 
     Empirical bias correction (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
@@ -120,6 +127,9 @@ def correct_biases(module: nn.Module, reference: nn.Module, layers: Iterable[str
         reference: Float module with the same layers.
         layers: Names of the layers that ``module`` has quantized.
         batches: Images; all of them go through the network as one batch.
+
+    Returns:
+        Layer to its new bias.
     """
     import torch
 
@@ -145,6 +155,23 @@ def correct_biases(module: nn.Module, reference: nn.Module, layers: Iterable[str
     finally:
         for handle in handles:
             handle.remove()
+    return {name: children[name].bias.detach().clone() for name in corrected}
+
+
+def save_biases(biases: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write corrected biases into a folder."""
+    with atomic_path(folder / BIASES) as temporary:
+        np.savez(temporary, **{name: bias.cpu().numpy() for name, bias in biases.items()})  # type: ignore[arg-type]
+
+
+def load_biases(module: nn.Module, folder: Path) -> None:
+    """Give a module the biases that ``save_biases`` wrote."""
+    import torch
+
+    with np.load(folder / BIASES) as found, torch.no_grad():
+        for name in found:
+            bias: Any = module.get_submodule(name).bias
+            bias.copy_(torch.from_numpy(found[name]))
 
 
 def save_checkpoint(module: nn.Module, model: PreparedModel, path: Path) -> None:

@@ -143,7 +143,7 @@ def _changed(recipe: Recipe) -> list[tuple[str, Any]]:
     default = Recipe()
     for key, value in recipe:
         before = getattr(default, key)
-        if key in (*BATCH_KEYS, "data") or value == before:
+        if key in (*BATCH_KEYS, "data") or value == before or (key == "single_cls" and not value):
             continue
         if hasattr(value, "model_fields_set") and before is not None:
             found += [(f"{key}.{name}", inner) for name, inner in value if inner != getattr(before, name)]

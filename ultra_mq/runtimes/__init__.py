@@ -5,7 +5,7 @@ In: ONNX files. Out: engines, and every artefact open behind one ``Backend``.
 """
 
 from ultra_mq.runtimes.backend import Backend, CpuRuntime, open_file
-from ultra_mq.runtimes.cpu import overflows
+from ultra_mq.runtimes.cpu import cpu_flags, moves_signed, overflows
 from ultra_mq.runtimes.engine import (
     BuildOptions,
     BuildSettings,
@@ -37,12 +37,14 @@ __all__ = [
     "TensorRt",
     "build",
     "choose_runtime",
+    "cpu_flags",
     "engine_target",
     "executed_types",
     "find_mismatches",
     "find_runtime",
     "layer_times",
     "load_engine",
+    "moves_signed",
     "open_file",
     "overflows",
     "read_exported",

@@ -23,6 +23,17 @@ def cpu_flags() -> tuple[str, ...]:
     return tuple(title for flag, title in CAPABILITIES.items() if flag in line.split())
 
 
+def moves_signed() -> bool:
+    """Whether OpenVINO moves signed activations to unsigned ones on this CPU, and gets other values by it.
+
+    Seen of OpenVINO 2026.4 with every instruction set of x86 but AMX (docs/results/cpu.md).
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    limited = allowed not in ("", "ALL", "DEFAULT") and "AMX" not in allowed
+    return x86 and (limited or (bool(cpu_flags()) and "AMX-INT8" not in cpu_flags()))
+
+
 def overflows() -> bool:
     """Whether OpenVINO sums products of 8 bits in 16 bits on this CPU, and so cuts off large sums.
 

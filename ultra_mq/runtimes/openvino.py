@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ultra_mq.core import BackendError, KernelTime
-from ultra_mq.graph import load_graph, weights_leave_room
-from ultra_mq.runtimes.cpu import overflows
+from ultra_mq.graph import load_graph, signed_activations, weights_leave_room
+from ultra_mq.runtimes.cpu import moves_signed, overflows
 from ultra_mq.runtimes.onnxruntime import exported_shape
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class OpenVino:
@@ -35,12 +39,7 @@ class OpenVino:
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
         graph = load_graph(path)
-        if overflows() and not weights_leave_room(graph):
-            raise BackendError(
-                f"OpenVINO would compute something else than '{path}' says: this CPU has no VNNI, so OpenVINO sums 8-bit "
-                f"products in 16 bits, which the weights of this file overflow. Quantize it with "
-                f"calibration.reduce_range=true, or use ONNX Runtime."
-            )
+        _check_truth(path, graph)
         self.core = openvino.Core()
         try:
             self.model = self.core.compile_model(str(path), "CPU", self.settings)
@@ -101,3 +100,22 @@ class OpenVino:
             "threads": str(self.model.get_property("INFERENCE_NUM_THREADS")),
             "precision": self.model.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
         }
+
+
+def _check_truth(path: Path, graph: onnx.ModelProto) -> None:
+    """Refuse graphs of which OpenVINO computes something else on this CPU.
+
+    Raises:
+        BackendError: It has signed activations or weights that overflow.
+    """
+    again = "Quantize it for OpenVINO with --runtime openvino, or run this file on ONNX Runtime."
+    if moves_signed() and signed_activations(graph):
+        raise BackendError(
+            f"OpenVINO would not compute what '{path}' says: its 8-bit activations are signed, as TensorRT wants them, "
+            f"and on a CPU without AMX OpenVINO gets other values from those. {again}"
+        )
+    if overflows() and not weights_leave_room(graph):
+        raise BackendError(
+            f"OpenVINO would not compute what '{path}' says: this CPU has no VNNI, so sums of 8-bit products are cut "
+            f"off at 16 bits, which its weights overflow. {again}"
+        )

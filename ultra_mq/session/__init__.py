@@ -4,8 +4,9 @@
 In: a ``Recipe``. Out: a ``Session`` with its stages, a ``Target`` to run on, and the ``Artefacts`` of a plan.
 """
 
-from ultra_mq.session.artefacts import ENGINE, Artefacts, evaluate_file, float_artefacts, ptq_artefacts, time_artefacts
+from ultra_mq.session.artefacts import ENGINE, Artefacts, float_artefacts, ptq_artefacts
 from ultra_mq.session.checks import small_data
+from ultra_mq.session.measuring import evaluate_file, time_artefacts
 from ultra_mq.session.recipe import (
     AUTO_DATA,
     DEFAULT_BITS,

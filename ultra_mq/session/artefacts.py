@@ -10,14 +10,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ultra_mq.core import BackendError, sha256_of
 from ultra_mq.graph import (
     OPSET,
     PtqMethod,
@@ -25,13 +23,13 @@ from ultra_mq.graph import (
     convert_to_fp16,
     export_onnx,
     load_pixels,
+    make_unsigned,
     ptq,
     ptq_plan,
     save_calibration,
 )
 from ultra_mq.measure import (
     Accuracy,
-    Bench,
     Parity,
     Parting,
     check_parity,
@@ -40,12 +38,12 @@ from ultra_mq.measure import (
     evaluate,
     load_accuracy,
     save_accuracy,
-    time_in_turns,
 )
 from ultra_mq.plan import PrecisionPlan, check_plan
 from ultra_mq.prepare import gpu_index
-from ultra_mq.quantization import apply_formats, save_checkpoint
+from ultra_mq.quantization import apply_formats, correct_biases, load_biases, save_biases, save_checkpoint
 from ultra_mq.runtimes import Backend, CpuRuntime, Engine, Runtime, build, load_engine, open_file
+from ultra_mq.session.measuring import evaluate_file
 from ultra_mq.session.session import Session
 from ultra_mq.session.stages import calibrate_layers
 from ultra_mq.session.target import Target, host_target
@@ -85,14 +83,7 @@ class Artefacts:
         if self.ptq:
             key |= {"ptq": asdict(self.ptq), "images": self._pixels_key}
         elif self.plan and self.plan.quantized:
-            images = recipe.calibration.bias_correction
-            key |= {
-                "formats": self.plan.quantized,
-                "placement": self.plan.placement,
-                "calibration": asdict(calibrate_layers(session, self.plan.placement)),
-                "correction": session.calibration_batches(images).fingerprint if images else None,
-                "reduce_range": session.reduce_range,
-            }
+            key |= {**self._module_key, "unsigned": session.unsigned}
             if self.plan.placement == "onnx":
                 key["images"] = self._pixels_key
         return key
@@ -196,18 +187,37 @@ class Artefacts:
         assert self.plan is not None
         session, recipe = self.session, self.session.recipe
         check_plan(self.plan, session.model)
-        images = recipe.calibration.bias_correction
-        correction = session.calibration_batches(images) if images and self.plan.quantized else None
         placement = self.plan.placement
         calibration = calibrate_layers(session, placement)
-        return apply_formats(
-            session.model,
-            self.plan.quantized,
-            calibration,
-            correction,
-            placement,
-            reduce_range=session.reduce_range,
+        quantized = self.plan.quantized
+        module = apply_formats(
+            session.model, quantized, calibration, placement=placement, reduce_range=session.reduce_range
         )
+        if images := recipe.calibration.bias_correction if quantized else 0:
+
+            def make(folder: Path) -> None:
+                batches = session.calibration_batches(images)
+                save_biases(correct_biases(module, session.model.module, quantized, batches), folder)
+
+            # Another number of threads rounds otherwise, and a graph must have the biases of its torch model.
+            load_biases(module, self._entry("biases", {**self._module_key, "device": session.device}, make))
+        return module
+
+    @property
+    def _module_key(self) -> dict[str, Any]:
+        """What the quantized torch model depends on."""
+        assert self.plan is not None
+        session = self.session
+        images = session.recipe.calibration.bias_correction
+        return {
+            "model": session.model.fingerprint,
+            "imgsz": session.recipe.size,
+            "formats": self.plan.quantized,
+            "placement": self.plan.placement,
+            "calibration": asdict(calibrate_layers(session, self.plan.placement)),
+            "correction": session.calibration_batches(images).fingerprint if images else None,
+            "reduce_range": session.reduce_range,
+        }
 
     @property
     def _fp16_key(self) -> dict[str, Any]:
@@ -246,6 +256,8 @@ class Artefacts:
             module = self.module()
             save_checkpoint(module, session.model, folder / "model.pt")
             self._export(module, folder / "qdq.onnx")
+            if session.unsigned:
+                make_unsigned(folder / "qdq.onnx")
 
     def _make_ptq(self, folder: Path) -> None:
         assert self.ptq is not None
@@ -270,44 +282,3 @@ def float_artefacts(session: Session) -> Artefacts:
 def ptq_artefacts(session: Session, method: PtqMethod) -> Artefacts:
     """The FP32 graph quantized by ModelOpt's ONNX path."""
     return Artefacts(session, None, PtqSettings(method=method))
-
-
-def evaluate_file(session: Session, path: Path, label: str, target: Target) -> Accuracy:
-    """Accuracy of a file on a target, from the cache where it is known.
-
-    Args:
-        session: The run.
-        path: ONNX file, or an engine of the target.
-        label: Text of the progress bar.
-        target: What runs it; on a CPU with all of its threads, since nothing is timed.
-    """
-
-    def make(entry: Path) -> None:
-        recipe = session.recipe
-        runtime = cast(CpuRuntime, "onnxruntime" if target.engine else target.name)
-        opened = open_file(path, recipe.engine.trt_python, runtime=runtime, device=gpu_index(recipe.device))
-        with closing(opened) as backend, session.stage("Evaluate"):
-            save_accuracy(evaluate(backend, session.data, label=label), entry)
-
-    depends_on = {**session.evaluation_key, "file": sha256_of(path), "runtime": target.name, "target": target.about}
-    return load_accuracy(session.cache.folder("accuracy", depends_on, make))
-
-
-def time_artefacts(session: Session, artefacts: Mapping[str, Artefacts], target: Target) -> Bench:
-    """Time models side by side on the target, the first one as the reference; what cannot be opened is left out."""
-    settings = session.recipe.bench
-    runs = settings.engine_runs if target.engine else settings.runs
-    broken: dict[str, str] = {}
-    with ExitStack() as stack:
-        backends: dict[str, Backend] = {}
-        for name, made in artefacts.items():
-            try:
-                backends[name] = stack.enter_context(closing(made.open(target)))
-            except BackendError as error:  # noqa: PERF203
-                session.warn(f"{name}: {error}")
-                broken[name] = str(error)
-        with session.stage("Time"):
-            measured = time_in_turns(backends, max(settings.rounds, 1), runs, next(iter(artefacts)))
-    for reason in measured.noise:
-        session.warn(f"The timing on {target.title} is noisy: {reason}.")
-    return replace(measured, errors={**broken, **measured.errors})

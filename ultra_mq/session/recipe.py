@@ -184,8 +184,11 @@ class Recipe(Strict):
     @classmethod
     def _height_and_width(cls, value: Any) -> Any:
         if isinstance(value, str) and re.fullmatch(r"\d+\s*,\s*\d+", value):
-            return [int(part) for part in value.split(",")]
-        return value
+            value = [int(part) for part in value.split(",")]
+        sizes = value if isinstance(value, (list, tuple)) else [value]
+        if value is not None and (len(sizes) > 2 or not all(isinstance(size, int) and size > 0 for size in sizes)):
+            raise ValueError("must be a number of pixels, or [height, width]")
+        return (sizes[0] if len(sizes) == 1 else tuple(sizes)) if sizes else None
 
     @field_validator("imgsz")
     @classmethod

@@ -103,6 +103,11 @@ class Session:
             )
         return needed
 
+    @property
+    def unsigned(self) -> bool:
+        """Whether activations are unsigned with their zero at 128, which OpenVINO computes right on every CPU."""
+        return self.recipe.runtime == "openvino"
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage and note how long it took."""
