@@ -19,6 +19,9 @@ from ultra_mq.prepare import LAYER_OPS, Data, height_width
 if TYPE_CHECKING:
     import onnx
 
+INPUT = "images"
+"""What Ultralytics calls the input."""
+
 SEVEN_BITS = 64
 """Largest weight for which two products with 8 bits stay below 2^15: 255 x 64 x 2."""
 
@@ -124,7 +127,9 @@ def copy_metadata(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
 
 
 def describe_graph(source: Path, path: Path, data: Data) -> Path:
-    """Copy a graph without metadata to one that says what it is, from the data that it belongs to.
+    """Copy a graph of another exporter to one as Ultralytics wants it: described, and with the input that it feeds.
+
+    What the graph says of itself stays; the rest comes from the data that it belongs to.
 
     Args:
         source: ONNX file of another exporter.
@@ -140,7 +145,12 @@ def describe_graph(source: Path, path: Path, data: Data) -> Path:
         "imgsz": list(height_width(data.imgsz)), "args": {},
     }  # fmt: skip
     known |= {"kpt_shape": list(data.kpt_shape)} if data.kpt_shape else {}
+    known |= {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {key: str(value) for key, value in known.items()})
+    called = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = [INPUT if name == called else name for name in node.input]
+    model.graph.input[0].name = INPUT
     onnx.save(model, str(path))
     return path
 

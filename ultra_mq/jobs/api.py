@@ -196,7 +196,7 @@ def ptq_file(
             return ptq(model, path, load_calibration(calibration, size, channels), settings)
         data = data_of(exported, recipe, task)
         with tempfile.TemporaryDirectory(prefix="ultra-mq-onnx-") as folder:
-            described = model if exported.task else describe_graph(model, Path(folder) / model.name, data)
+            described = describe_graph(model, Path(folder) / model.name, data)
             return ptq(described, path, _calibration_pixels(data, recipe, path), settings, source=model)
     session = open_session(recipe)
     fp32 = path.with_name(f"{model.stem}-fp32.onnx")

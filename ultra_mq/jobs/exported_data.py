@@ -102,7 +102,7 @@ def described(backend: Backend, data: Data) -> Backend:
     """A backend whose metadata has what its file lacks, from the data."""
     missing: dict[str, Any] = {
         "task": data.task, "names": str(data.names), "stride": "32", "batch": str(backend.batch),
-        "channels": str(data.channels), "imgsz": str(data.imgsz), "args": "{}",
+        "channels": str(data.channels), "imgsz": str(list(height_width(data.imgsz))), "args": "{}",
     }  # fmt: skip
     if data.kpt_shape:
         missing["kpt_shape"] = str(list(data.kpt_shape))

@@ -168,6 +168,8 @@ class _Scan:
         dataset = build_yolo_dataset(
             self.cfg, self.info[name], 1, self.info, mode="val", stride=self.stride, fraction=self.fraction
         )
+        if self.task == "obb" and any(len(label["cls"]) != len(label["segments"]) for label in dataset.labels):
+            raise ValueError("its labels are boxes without a rotation; those of OBB have eight numbers")
         # label_files is made before Ultralytics drops what it cannot read.
         return dataset, len(dataset.label_files)
 

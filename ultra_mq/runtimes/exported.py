@@ -60,13 +60,19 @@ def read_exported(path: Path) -> Exported:
     names = metadata.get("names")
     return Exported(
         path=path,
-        task=metadata.get("task"),
+        task="segment" if path.suffix == ".onnx" and _has_prototypes(path) else metadata.get("task"),
         names={int(index): str(name) for index, name in names.items()} if isinstance(names, dict) else None,
         imgsz=None if not (height and width) else int(height) if height == width else (int(height), int(width)),
         stride=int(metadata.get("stride", 32)),
         channels=int(channels),
         batch=int(batch),
     )
+
+
+def _has_prototypes(path: Path) -> bool:
+    """Whether a graph gives mask prototypes beside its anchors, as segmentation heads do."""
+    shapes = [value.type.tensor_type.shape.dim for value in load_graph(path).graph.output]
+    return len(shapes) == 2 and [len(shape) for shape in shapes] == [3, 4]
 
 
 def _pair(imgsz: Any) -> tuple[Any, Any]:
