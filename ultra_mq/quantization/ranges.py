@@ -112,6 +112,11 @@ def calibrate(
     largest: dict[str, float] = {}
     for group in groups:
         members = list(histograms[group].values())
+        if not layers.keys() & group and choose_range(members, "max") == 0:
+            # Behind a dead layer: every range holds zero exactly.
+            largest |= dict.fromkeys(group, 1.0)
+            amax |= dict.fromkeys(group, 1.0)
+            continue
         largest |= dict.fromkeys(sorted(group), choose_range(members, "max"))
         amax |= dict.fromkeys(sorted(group), choose_range(members, method))
     if empty := [name for name, value in amax.items() if value == 0]:
