@@ -419,7 +419,7 @@ def test_dead_layers_stay_in_float(autoquant, small_weights, shapes, tmp_path):
     assert load_model(tmp_path / "dead.pt").dead == ("model.2.m.0.cv2.conv",)
     code, output, folder = autoquant(tmp_path / "dead.pt", shapes)
     assert code == 0, output
-    layer = load_plan(folder / "plan.yaml").by_layer["model.2.m.0.cv2.conv"]
+    (layer,) = (found for found in load_plan(folder / "plan.yaml").layers if found.name == "model.2.m.0.cv2.conv")
     assert (layer.format, layer.why) == ("fp16", "dead")
     warnings = json.loads((folder / "results.json").read_text())["warnings"]
     assert sum("input is always zero" in warning for warning in warnings) == 1

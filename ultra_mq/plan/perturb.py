@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 ANCHORS = 64
 """Surest anchors of an image that are compared; detections come from these."""
 
+MASKS = 16
+"""Surest anchors of an image whose masks are compared; a mask has as many values as an image has anchors."""
+
 LOGIT_LIMIT = 9.21
 """Probability of 0.0001: below it no detection is reported, so that changes there cannot be seen."""
 
@@ -110,9 +113,8 @@ def visible_changes(output: Any, reference: Any) -> torch.Tensor:
 
     Returns:
         Shape (K,), float32. Sums over images of mean changes over each image's surest anchors: of the logit that
-        changes most (in logits), of boxes as the IoU that is lost times ``BOX_WEIGHT``, and, for heads that have them,
-        of mask coefficients, keypoints and angles in units of their own spread; of a classifier's log-probabilities
-        alone.
+        changes most (in logits), of boxes and, for heads that have them, of masks as the IoU that is lost times
+        ``BOX_WEIGHT``, of keypoints and angles in units of their own spread; of a classifier's log-probabilities alone.
     """
     import torch
 
@@ -129,7 +131,9 @@ def visible_changes(output: Any, reference: Any) -> torch.Tensor:
     terms = [(logits - wanted).abs().amax(1)]
     moved, still = (_expected_sides(pick(side["boxes"])) for side in (raw, base))
     terms.append(BOX_WEIGHT * (1 - _overlap(moved, still)))
-    extra = [name for name in ANCHOR_EXTRAS if name in raw]
+    if "proto" in base:
+        terms.append(BOX_WEIGHT * (1 - _mask_overlap(raw, base, surest)))
+    extra = [name for name in ANCHOR_EXTRAS if name in raw and name != "mask_coefficient"]
     terms += [(pick(raw[name]) - pick(base[name])).abs().mean(1) / base[name].std() for name in extra]
     return torch.stack([term.mean(1).sum() for term in terms])
 
@@ -148,6 +152,24 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """IoU of boxes around the same anchors, shape (B, N)."""
     inner = _area(one.minimum(other))
     return inner / (_area(one) + _area(other) - inner).clamp(min=1e-9)
+
+
+def _mask_overlap(raw: Any, base: Any, surest: torch.Tensor) -> torch.Tensor:
+    """IoU of the masks of each image's surest anchors, soft ones since they have no border yet, shape (B, MASKS).
+
+    A mask is coefficients times prototypes, so layers that only make prototypes are seen too.
+    """
+    import torch
+
+    chosen = surest[:, None, :MASKS]
+
+    def masks(side: Any) -> torch.Tensor:
+        channels = side["mask_coefficient"].shape[1]
+        picked = side["mask_coefficient"].gather(2, chosen.expand(-1, channels, -1))
+        return torch.einsum("bcn,bchw->bnhw", picked, side["proto"]).sigmoid().flatten(2)
+
+    one, other = masks(raw), masks(base)
+    return one.minimum(other).sum(2) / one.maximum(other).sum(2).clamp(min=1e-9)
 
 
 def _area(sides: torch.Tensor) -> torch.Tensor:
