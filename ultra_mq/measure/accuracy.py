@@ -23,7 +23,7 @@ class Accuracy:
         task: Ultralytics task.
         metrics: Ultralytics' figures by their own names, in [0, 1]; empty for data without labels.
         images: Number of images.
-        coco: Official COCO table, where an annotation file belongs to the data; masks at the validator's resolution.
+        coco: Official COCO table, where an annotation file belongs to the data.
         agreement: Agreement with the float model, see ``TASK_METRICS``; None for the float model itself.
         shift: Mean change of the log-probability of the float model's class in nats; for classifiers alone.
         predictions: What the model said, kept to compare with.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ultra_mq.core import EvaluationError, progress, quiet
 from ultra_mq.measure.accuracy import Accuracy
 from ultra_mq.measure.coco import score_coco
-from ultra_mq.measure.predictions import Detections
 from ultra_mq.prepare import Data, height_width, images_must_be_there
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ def evaluate(
     label: str,
     device: str | torch.device = "cpu",
     batch: int = 4,
+    table: bool = True,
 ) -> Accuracy:
     """Validate a torch module or a backend on the evaluation split.
 
@@ -40,6 +40,7 @@ def evaluate(
         label: Text of the progress bar.
         device: Torch device for a module and for the metrics.
         batch: Images a forward pass for a module; a static graph brings its own.
+        table: Whether the COCO table is made, where an annotation file belongs to the data.
 
     Raises:
         DataError: An image is gone.
@@ -57,7 +58,8 @@ def evaluate(
             args=_validator_args(data, str(device), size),
         )
         validator.image_names = data.evaluation.names
-        validator.full_masks = data.annotations is not None
+        annotations = data.annotations if table and data.task != "classify" else None
+        validator.full_masks = annotations is not None
         with contextlib.ExitStack() as stack:
             if isinstance(model, nn.Module):
                 target: nn.Module | str = model
@@ -74,12 +76,11 @@ def evaluate(
             f"Run on a less busy machine or with a smaller batch."
         )
     predictions = validator.predictions()
-    scored = isinstance(predictions, Detections) and data.annotations is not None
     return Accuracy(
         task=data.task,
         metrics={name: float(value) for name, value in stats.items()} if data.evaluation.labelled else {},
         images=len(predictions.images),
-        coco=score_coco(predictions, data.annotations, data.names) if scored else None,  # type: ignore[arg-type]
+        coco=score_coco(validator.full_predictions(), annotations, data.names) if annotations else None,
         agreement=None,
         shift=None,
         predictions=predictions,

@@ -6,6 +6,7 @@ Imported only when something is evaluated, because it needs Ultralytics at impor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ultralytics.models.yolo.obb import OBBValidator
 from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.utils import ops
 
 from ultra_mq.measure.predictions import IOUS, Classifications, Detections
 from ultra_mq.measure.tasks import TASK_METRICS
@@ -35,7 +37,7 @@ class _Recording:
     image_names: dict[str, str]
     """Image file to what it is called in detections; set before the run."""
     full_masks = False
-    """Whether masks are kept in pixels of the original image, which a COCO table needs and which takes time."""
+    """Whether masks are also made in pixels of the original image, which a COCO table needs and which takes time."""
 
     args: Any
     metrics: Any
@@ -68,13 +70,11 @@ class _Recording:
 
     def _in_original_pixels(self, pred: dict[str, torch.Tensor], frame: dict[str, Any]) -> dict[str, np.ndarray]:
         masks = pred["masks"] if self.args.task == "segment" else None
-        if not len(pred["cls"]):
-            scaled = pred
-        elif masks is not None and not self.full_masks:
-            scaled = DetectionValidator.scale_preds(self, pred, frame)
-        else:
-            scaled = self.scale_preds(pred, frame)  # type: ignore[attr-defined]
-            masks = scaled.get("masks")
+        scaled = pred
+        if len(pred["cls"]):
+            # Masks stay as the validator has them: both sides of an agreement are letterboxed alike.
+            scale = DetectionValidator.scale_preds if masks is not None else type(self).scale_preds  # type: ignore[attr-defined]
+            scaled = scale(self, pred, frame)
         kept = {"boxes": scaled["bboxes"], "cls": scaled["cls"], "conf": scaled["conf"]}
         if self.args.task == "pose":
             kept["keypoints"] = scaled["keypoints"]
@@ -118,6 +118,10 @@ class _Recording:
             else np.zeros((0, 2), int),
         )
 
+    def full_predictions(self) -> Detections:
+        """What a COCO table takes."""
+        return self.predictions()
+
     def _joined(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         parts = [found[name].reshape(-1, *shape) for found in self.found]
         return np.concatenate([*parts, np.zeros((0, *shape), np.float32)])
@@ -129,6 +133,36 @@ class RecordingValidator(_Recording, DetectionValidator):  # type: ignore[misc]
 
 class RecordingSegmentationValidator(_Recording, SegmentationValidator):  # type: ignore[misc]
     """Validates a segmentation model."""
+
+    def init_metrics(self, model: nn.Module) -> None:
+        """Start with no masks of the original size."""
+        super().init_metrics(model)
+        self.large: list[torch.Tensor] = []
+        self.full: list[bytes] = []
+        self.full_sizes: list[np.ndarray] = []
+        if self.full_masks:
+            self.process = self._masks_twice
+
+    def _masks_twice(self, protos: torch.Tensor, coefficients: torch.Tensor, boxes: torch.Tensor, shape: Any) -> Any:
+        """Masks at the validator's resolution, and at the image's beside them."""
+        self.large.append(ops.process_mask_native(protos, coefficients, boxes, shape))
+        return ops.process_mask(protos, coefficients, boxes, shape)
+
+    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
+        """Record one batch, and its masks in pixels of the original images."""
+        super().update_metrics(preds, batch)
+        for index, masks in enumerate(self.large):
+            shape = batch["ori_shape"][index]
+            if len(masks):
+                scaled = ops.scale_masks(masks[None].float(), shape, ratio_pad=batch["ratio_pad"][index])[0]
+                self.full += _encode(scaled > 0.5)
+            self.full_sizes.append(np.tile(np.array(shape, np.int64), (len(masks), 1)))
+        self.large = []
+
+    def full_predictions(self) -> Detections:
+        """What was recorded, with masks in pixels of the original images."""
+        sizes = np.concatenate([*self.full_sizes, np.zeros((0, 2), np.int64)])
+        return replace(self.predictions(), masks=tuple(self.full), mask_sizes=sizes)
 
 
 class RecordingPoseValidator(_Recording, PoseValidator):  # type: ignore[misc]

@@ -197,8 +197,8 @@ def sample_layers(sensitivity: Sensitivity, count: int) -> list[tuple[str, str]]
 def measure_alone(session: Session, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """What is lost on the evaluation images when one layer alone is quantized.
 
-    Points of agreement; of a classifier, whose classes hardly ever change by one layer, hundredths of a nat by which the
-    log-probability of the float model's class moves.
+    Points of agreement; of a classifier, whose classes hardly ever change by one layer, hundredths of a nat by which
+    the log-probability of the float model's class moves.
 
     Args:
         session: The run; biases are left alone.
@@ -217,7 +217,7 @@ def measure_alone(session: Session, pairs: Sequence[tuple[str, str]]) -> dict[tu
     }
 
     def run(module: nn.Module, label: str) -> Accuracy:
-        return evaluate(module, session.data, label=label, device=session.device, batch=recipe.batch)
+        return evaluate(module, session.data, label=label, device=session.device, batch=recipe.batch, table=False)
 
     def make_reference(entry: Path) -> None:
         save_accuracy(run(session.model.module, "Evaluating float"), entry)

@@ -166,7 +166,12 @@ class Artefacts:
             with session.stage("Parity"):
                 module = self.module()
                 accuracy = evaluate(
-                    module, session.data, label="Evaluating torch", device=session.device, batch=recipe.batch
+                    module,
+                    session.data,
+                    label="Evaluating torch",
+                    device=session.device,
+                    batch=recipe.batch,
+                    table=False,
                 )
                 save_accuracy(accuracy, entry)
                 layers = compare_layers(module, self.graph, self._image)
