@@ -52,7 +52,11 @@ def test_without_joins_every_layer_has_a_range_of_its_own():
 
 
 def test_a_pool_that_runs_several_times_has_one_quantizer():
-    flow = (Op("pool", "m", 0, (0,), (1,)), Op("other", "act", 0, (1,), (2,)), Op("pool", "m", 0, (2,), (3,)))
+    flow = (
+        Op("pool", "m", 0, (0,), (1,), builtin=True),
+        Op("other", "act", 0, (1,), (2,)),
+        Op("pool", "m", 0, (2,), (3,), builtin=True),
+    )
     assert shared_ranges(flow, "runtime") == (frozenset({"m.input_quantizer"}),)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ def load_data(
     images, called = evaluation.images, list(evaluation.names.values())
     root = Path(info.get("path", source))
     annotations, reason = find_annotations(root, images, called, info["names"], task)
+    boxes_alone = None
+    if not scan.outlined:
+        what = "masks" if task == "segment" else "rotated boxes"
+        boxes_alone = f"The labels are boxes without {what}, so accuracy is proven by agreement with the float model."
     return Data(
         source=source,
         names=dict(info["names"]),
@@ -70,7 +75,7 @@ def load_data(
         task=task,
         single_cls=single_cls,
         kpt_shape=tuple(info["kpt_shape"]) if "kpt_shape" in info else None,
-        remarks=tuple(filter(None, (reason, _deep_images(calibration), _deep_images(evaluation)))),
+        remarks=tuple(filter(None, (reason, boxes_alone, _deep_images(calibration), _deep_images(evaluation)))),
     )
 
 
@@ -136,6 +141,7 @@ class _Scan:
         from ultralytics.cfg import get_cfg
 
         self.info, self.stride, self.task, self.fraction, self.classes = info, stride, task, fraction, classes
+        self.outlined = True
         size = max(height_width(imgsz)) if task == "classify" else imgsz
         overrides = {"task": task, "imgsz": 640, "rect": False, "cache": False, "single_cls": single_cls}
         self.cfg = get_cfg(overrides=overrides)
@@ -165,13 +171,29 @@ class _Scan:
     def _detect(self, name: str) -> tuple[Any, int]:
         from ultralytics.data.build import build_yolo_dataset
 
+        cfg = copy.copy(self.cfg)
+        if self.task in ("segment", "obb"):
+            cfg.task = "detect"
         dataset = build_yolo_dataset(
-            self.cfg, self.info[name], 1, self.info, mode="val", stride=self.stride, fraction=self.fraction
+            cfg, self.info[name], 1, self.info, mode="val", stride=self.stride, fraction=self.fraction
         )
-        if self.task == "obb" and any(len(label["cls"]) != len(label["segments"]) for label in dataset.labels):
-            raise ValueError("its labels are boxes without a rotation; those of OBB have eight numbers")
         # label_files is made before Ultralytics drops what it cannot read.
-        return dataset, len(dataset.label_files)
+        total = len(dataset.label_files)
+        if self.task in ("segment", "obb"):
+            self._outline(dataset)
+        return dataset, total
+
+    def _outline(self, dataset: Any) -> None:
+        """Make a dataset of boxes one of outlines; labels that are boxes alone are no labels of the task.
+
+        Ultralytics refuses such labels, and with them the images, which agreement can do with.
+        """
+        if any(len(label["cls"]) != len(label["segments"]) for label in dataset.labels):
+            self.outlined = False
+            for label in dataset.labels:
+                label |= {"cls": label["cls"][:0], "bboxes": label["bboxes"][:0], "segments": []}
+        dataset.use_segments, dataset.use_obb = self.task == "segment", self.task == "obb"
+        dataset.transforms = dataset.build_transforms(hyp=self.cfg)
 
     def _classify(self, name: str) -> tuple[Any, int]:
         from ultralytics.data.dataset import ClassificationDataset
