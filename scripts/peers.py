@@ -37,14 +37,14 @@ def main() -> None:
     pixels = np.concatenate([batch["img"].cpu().numpy() for batch in images])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        fp32 = export_onnx(session.model.module, folder / "fp32.onnx", recipe.imgsz).path
+        fp32 = export_onnx(session.model.module, folder / "fp32.onnx", session.recipe.size).path
         methods: tuple[PtqMethod, ...] = get_args(PtqMethod)
         files = {
             f"ModelOpt ONNX, {method}": ptq(fp32, folder / f"{method}.onnx", pixels, PtqSettings(method=method)).path
             for method in methods
         }
         module = Artefacts(session, uniform_plan(session.model, "int8")).module()
-        files["ultra-mq, 8 bits"] = export_onnx(module, folder / "ours.onnx", recipe.imgsz).path
+        files["ultra-mq, 8 bits"] = export_onnx(module, folder / "ours.onnx", session.recipe.size).path
         reference = evaluate(OnnxRuntime(fp32), session.data, label="FP32")
         rows = [("FP32", reference.main, 1.0)]
         for label, path in files.items():

@@ -210,6 +210,19 @@ def test_the_annotations_of_the_other_split_are_not_read(tmp_path, data, monkeyp
     assert [path.name for path in read] == ["instances_val.json"]
 
 
+def test_annotations_without_masks_prove_no_masks(tmp_path, data):
+    (tmp_path / "annotations").mkdir()
+    entries = [{"file_name": path.name, "id": path.name} for path in data.evaluation.images]
+    document = {"images": entries, "categories": CATEGORIES, "annotations": [{"bbox": [0, 0, 1, 1]}]}
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(document))
+    evaluation = data.evaluation
+    given = (tmp_path, evaluation.images, list(evaluation.names.values()), data.names)
+    assert find_annotations(*given, "detect")[0] is not None
+    found, reason = find_annotations(*given, "segment")
+    assert found is None
+    assert "has objects without 'segmentation'" in reason
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"images": 3}'])
 def test_json_that_is_no_annotation_file(tmp_path, data, text):
     (tmp_path / "annotations").mkdir()

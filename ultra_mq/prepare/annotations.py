@@ -12,6 +12,9 @@ from typing import Any
 PREFIXES = {"detect": "instances_", "segment": "instances_", "pose": "person_keypoints_"}
 """How annotation files of a task are called; there are none of other tasks."""
 
+NEEDED = {"segment": "segmentation", "pose": "keypoints"}
+"""What every object of an annotation file must have to prove a task."""
+
 
 def find_annotations(
     root: Path, images: Sequence[Path], called: Sequence[str], classes: Mapping[int, str], task: str = "detect"
@@ -47,6 +50,10 @@ def find_annotations(
         except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no COCO annotations, whatever it is
             continue
         missing = [name for name in classes.values() if name not in known]
+        needed = NEEDED.get(task)
+        if needed and not all(needed in entry for entry in document.get("annotations", ())):
+            reason = f"There is no COCO table: '{file}' has objects without '{needed}'."
+            continue
         if not missing:
             return file, None
         reason = (

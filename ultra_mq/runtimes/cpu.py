@@ -23,25 +23,31 @@ def cpu_flags() -> tuple[str, ...]:
     return tuple(title for flag, title in CAPABILITIES.items() if flag in line.split())
 
 
+def allowed_instructions() -> str:
+    """What ``ONEDNN_MAX_CPU_ISA`` limits oneDNN, and with it OpenVINO, to; empty for no limit."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return "" if allowed in ("ALL", "DEFAULT") else allowed
+
+
 def moves_signed() -> bool:
     """Whether OpenVINO moves signed activations to unsigned ones on this CPU, and gets other values by it.
 
     Seen of OpenVINO 2026.4 with every instruction set of x86 but AMX (docs/results/cpu.md).
     """
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    limited = allowed not in ("", "ALL", "DEFAULT") and "AMX" not in allowed
-    return x86 and (limited or (bool(cpu_flags()) and "AMX-INT8" not in cpu_flags()))
+    limited = bool(allowed_instructions()) and "AMX" not in allowed_instructions()
+    return _is_x86() and (limited or (bool(cpu_flags()) and "AMX-INT8" not in cpu_flags()))
 
 
 def overflows() -> bool:
     """Whether OpenVINO sums products of 8 bits in 16 bits on this CPU, and so cuts off large sums.
 
     x86 without VNNI multiplies and adds with ``vpmaddubsw``, which saturates (Intel, "Lower Numerical Precision Deep
-    Learning Inference and Training", 2018). Signed activations are moved up by 128 before it, so that almost every sum
-    is large. oneDNN takes its choice of instructions from ``ONEDNN_MAX_CPU_ISA`` too.
+    Learning Inference and Training", 2018).
     """
-    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2")
+    limited = allowed_instructions() in ("SSE41", "AVX", "AVX2", "AVX512_CORE")
     vnni = any("VNNI" in title or "AMX" in title for title in cpu_flags())
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and (limited or (bool(cpu_flags()) and not vnni))
+    return _is_x86() and (limited or (bool(cpu_flags()) and not vnni))
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ultra_mq.core import BackendError, KernelTime
 from ultra_mq.graph import load_graph, signed_activations, weights_leave_room
-from ultra_mq.runtimes.cpu import moves_signed, overflows
+from ultra_mq.runtimes.cpu import allowed_instructions, moves_signed, overflows
 from ultra_mq.runtimes.onnxruntime import exported_shape
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class OpenVino:
                 "OpenVINO is not installed. Install it with: pip install 'ultra-mq[openvino]'"
             ) from error
         self.settings: dict[str, str | int | bool] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if allowed_instructions():
+            # OpenVINO would choose BF16 by what the CPU has, for which oneDNN may then have no kernels.
+            self.settings["INFERENCE_PRECISION_HINT"] = "f32"
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
         graph = load_graph(path)
