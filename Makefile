@@ -9,8 +9,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test test-slow test-gpu check docs clean
 
+# detect takes YOLO11n and COCO128 where they can be had; the other tasks pictures of shapes.
+TASK ?= detect
+
 demo: $(READY)
-	$(BIN)/python demo/run.py
+	$(BIN)/python demo/run.py --task $(TASK)
 
 test: $(READY)
 	$(PYTEST) -m "not slow and not gpu"

@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The main job in one go: YOLO11n on COCO128 where it can be had, generated pictures otherwise."""
+"""The main job in one go: YOLO11n on COCO128 where it can be had, generated pictures otherwise.
+
+python demo/run.py --task segment
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import subprocess
 import sys
 from pathlib import Path
 
+from shapes import LABELS, make_dataset
+
 HERE = Path(__file__).parent
+SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 
 
 def main() -> int:
-    if coco_is_reachable():
+    parser = argparse.ArgumentParser(description="Quantize a model and prove the result.")
+    parser.add_argument("--task", choices=(*LABELS, "classify"), default="detect")
+    task = parser.parse_args().task
+    if task == "detect" and coco_is_reachable():
         print("Demo: yolo11n.pt on coco128.yaml, as downloaded by Ultralytics.", flush=True)
         arguments = ["--bits", "9", "yolo11n.pt", "data=coco128.yaml"]
     else:
-        from shapes import make_dataset
-
+        why = "yolo11n.pt and coco128 cannot be downloaded here, so this" if task == "detect" else "this"
         print(
-            "Demo: yolo11n.pt and coco128 cannot be downloaded here, so this runs a YOLO11n that was trained on "
-            "generated pictures of shapes (demo/train.py).",
-            flush=True,
+            f"Demo: {why} runs a YOLO11 that was trained on generated pictures of shapes (demo/train.py).", flush=True
         )
-        data = make_dataset(HERE / "data" / "shapes", train=64, val=64)
-        arguments = ["--bits", "9", str(HERE / "shapes-yolo11n.pt"), f"data={data}", "imgsz=320"]
+        data = make_dataset(HERE / "data" / f"shapes{SUFFIXES[task]}", train=64, val=64, task=task)
+        weights = HERE / f"shapes-yolo11n{SUFFIXES[task]}.pt"
+        arguments = ["--bits", "9", str(weights), f"data={data}", f"imgsz={96 if task == 'classify' else 320}"]
     return subprocess.call([sys.executable, "-m", "ultra_mq", "autoquant", *arguments])
 
 

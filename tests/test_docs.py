@@ -41,6 +41,9 @@ def folder(weights, tmp_path_factory):
     shutil.copy(weights, folder / "yolo11n.pt")
     data = make_dataset(folder / "data", train=8, val=4)
     shutil.copy(data, folder / "coco128.yaml")
+    for task, suffix in (("segment", "-seg"), ("classify", "-cls")):
+        make_dataset(folder / f"shapes-{task}", train=8, val=4, task=task)
+        shutil.copy(weights.with_name(f"shapes-yolo11n{suffix}.pt"), folder)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
 

@@ -158,7 +158,7 @@ class Recipe(Strict):
         description="What `mixed` chooses from beside FP16. `fp8` (E4M3) runs on Ada, Hopper, Blackwell.",
     )
     strict: bool = Field(False, description="Treat bits below the floor as an error.")
-    project: str | None = Field(None, description="Parent of the run folder, `runs/detect` by default.")
+    project: str | None = Field(None, description="Parent of the run folder, `runs/<task>` by default.")
     name: str | None = Field(None, description="Name of the run folder.")
     exist_ok: bool = Field(False, description="Write into an existing run folder instead of making `name-2`.")
     variants: tuple[Variant, ...] = Field(
