@@ -73,7 +73,8 @@ for path in sys.argv[2:]:
     core = openvino.Core()
     model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     theirs = np.array(model([image])[model.outputs[0]])[0, 4:]
-    wanted = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": image})[0][0, 4:]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"images": image})[0][0, 4:]
     found[path] = float(np.abs(theirs - wanted).mean() / wanted.mean())
 print(json.dumps(found))
 """
