@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ultra_mq.core import BackendError, KernelTime
+from ultra_mq.core import BackendError, ExportError, KernelTime
 from ultra_mq.graph import load_graph, signed_activations, weights_leave_room
 from ultra_mq.runtimes.cpu import allowed_instructions, moves_signed, overflows
 from ultra_mq.runtimes.onnxruntime import exported_shape
@@ -41,7 +41,10 @@ class OpenVino:
             self.settings["INFERENCE_PRECISION_HINT"] = "f32"
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
-        graph = load_graph(path)
+        try:
+            graph = load_graph(path)
+        except ExportError as error:
+            raise BackendError(f"OpenVINO cannot load '{path}': {error}") from error
         _check_truth(path, graph)
         self.core = openvino.Core()
         try:
