@@ -61,6 +61,11 @@ def test_folders_of_other_classes(tmp_path):
     assert {sample[1] for sample in data.evaluation.dataset.samples} == {0, 1}
 
 
+def test_classifiers_crop_squares(tmp_path):
+    with pytest.raises(DataError, match=r"classifiers crop squares\. Use imgsz=160"):
+        load_data(tmp_path, (96, 160), 1, task="classify")
+
+
 @pytest.mark.parametrize("data", ["gone", "gone.yaml", "gone.ndjson"])
 def test_data_that_are_not_there(tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)

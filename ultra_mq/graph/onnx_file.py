@@ -126,7 +126,7 @@ def copy_metadata(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
     target.metadata_props.extend(source.metadata_props)
 
 
-def describe_graph(source: Path, path: Path, data: Data) -> Path:
+def describe_graph(source: Path, path: Path, data: Data | None) -> Path:
     """Copy a graph of another exporter to one as Ultralytics wants it: described, and with the input that it feeds.
 
     What the graph says of itself stays; the rest comes from the data that it belongs to.
@@ -134,17 +134,18 @@ def describe_graph(source: Path, path: Path, data: Data) -> Path:
     Args:
         source: ONNX file of another exporter.
         path: Where to write.
-        data: Data of the model's task, with its classes.
+        data: Data of the model's task, with its classes; None for a graph that says what it is.
     """
     import onnx
 
     model = load_graph(source)
-    shape = [size or 1 for size in input_shape(model)]
-    known = {
-        "task": data.task, "names": data.names, "stride": 32, "batch": shape[0], "channels": data.channels,
-        "imgsz": list(height_width(data.imgsz)), "args": {},
-    }  # fmt: skip
-    known |= {"kpt_shape": list(data.kpt_shape)} if data.kpt_shape else {}
+    known: dict[str, Any] = {}
+    if data is not None:
+        known = {
+            "task": data.task, "names": data.names, "stride": 32, "batch": input_shape(model)[0] or 1,
+            "channels": data.channels, "imgsz": list(height_width(data.imgsz)), "args": {},
+        }  # fmt: skip
+        known |= {"kpt_shape": list(data.kpt_shape)} if data.kpt_shape else {}
     known |= {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {key: str(value) for key, value in known.items()})
     called = model.graph.input[0].name

@@ -191,13 +191,15 @@ def ptq_file(
     path = output or Path(f"{model.stem}-{settings.tag}.onnx")
     if model.suffix == ".onnx":
         exported = read_exported(model)
-        size, channels = exported.imgsz or recipe.size, exported.channels
+        data = None if calibration and exported.task else data_of(exported, recipe, task)
         if calibration is not None:
-            return ptq(model, path, load_calibration(calibration, size, channels), settings)
-        data = data_of(exported, recipe, task)
+            pixels = load_calibration(calibration, exported.imgsz or recipe.size, exported.channels)
+        else:
+            assert data is not None
+            pixels = _calibration_pixels(data, recipe, path)
         with tempfile.TemporaryDirectory(prefix="ultra-mq-onnx-") as folder:
             described = describe_graph(model, Path(folder) / model.name, data)
-            return ptq(described, path, _calibration_pixels(data, recipe, path), settings, source=model)
+            return ptq(described, path, pixels, settings, source=model)
     session = open_session(recipe)
     fp32 = path.with_name(f"{model.stem}-fp32.onnx")
     size, channels = session.recipe.size, session.model.channels

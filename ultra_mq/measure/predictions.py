@@ -10,6 +10,11 @@ import numpy as np
 
 from ultra_mq.core import EvaluationError, atomic_path
 
+ARRAYS = (
+    "classes", "boxes", "scores", "correct", "label_classes", "angles", "keypoints", "sigmas", "mask_sizes",
+)  # fmt: skip
+"""Fields of ``Detections`` that are kept as they are."""
+
 IOUS = 10
 """Thresholds of AP50-95: IoU 0.50 to 0.95 in steps of 0.05."""
 
@@ -104,19 +109,8 @@ def save_predictions(predictions: Predictions, path: Path) -> None:
         }
     else:
         numbers = {name: number for number, name in enumerate(predictions.images)}
-        names = (
-            "classes",
-            "boxes",
-            "scores",
-            "correct",
-            "label_classes",
-            "angles",
-            "keypoints",
-            "sigmas",
-            "mask_sizes",
-        )
         arrays = {
-            **{name: getattr(predictions, name) for name in names},
+            **{name: getattr(predictions, name) for name in ARRAYS},
             "task": np.array(predictions.task),
             "images": np.array(predictions.images),
             "files": np.array([numbers[name] for name in predictions.file_names], dtype=np.int32),
@@ -141,22 +135,11 @@ def load_predictions(path: Path) -> Predictions:
         ends = np.cumsum(arrays["mask_lengths"])
         joined = arrays["masks"].tobytes()
         lengths = arrays["mask_lengths"]
-        names = (
-            "classes",
-            "boxes",
-            "scores",
-            "correct",
-            "label_classes",
-            "angles",
-            "keypoints",
-            "sigmas",
-            "mask_sizes",
-        )
         return Detections(
             file_names=tuple(images[index] for index in arrays["files"]),
             images=images,
             label_images=tuple(images[index] for index in arrays["label_files"]),
             task=str(arrays["task"]),
             masks=tuple(joined[end - length : end] for end, length in zip(ends, lengths, strict=True)),
-            **{name: arrays[name] for name in names},
+            **{name: arrays[name] for name in ARRAYS},
         )

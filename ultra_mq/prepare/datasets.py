@@ -45,6 +45,10 @@ def load_data(
             is not a multiple of ``stride``.
     """
     check_imgsz(imgsz, stride)
+    if task == "classify" and not isinstance(imgsz, int):
+        raise DataError(
+            f"imgsz={list(imgsz)} is no square, and classifiers crop squares. Use imgsz={max(imgsz)} or another number."
+        )
     if task == "classify":
         source, info = _check_classes(data)
     else:
