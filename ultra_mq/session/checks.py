@@ -40,16 +40,17 @@ def complete_recipe(recipe: Recipe, model: PreparedModel) -> tuple[Recipe, list[
     found: dict[str, object] = {}
     words = []
     if recipe.data == AUTO_DATA:
-        found["data"] = str(trained.get("data") or "")
-        if not found["data"] or not Path(str(found["data"])).exists():
-            found["data"] = small_data(model.source, model.task, model.names, trained.get("data"))
+        known = str(trained.get("data") or "")
+        if known and _is_here(known):
+            found["data"] = known
+            words.append(f"data={known}")
         else:
-            words.append(f"data={found['data']}")
+            found["data"] = small_data(model.source, model.task, model.names, known)
     if recipe.imgsz is None:
         size = trained.get("imgsz") or DEFAULT_IMGSZ
-        found["imgsz"] = (
-            tuple(size) if isinstance(size, list) and len(size) == 2 else max(size) if isinstance(size, list) else size
-        )
+        # Ultralytics trains at the next multiple of the stride, too.
+        sizes = [-(-pixels // model.stride) * model.stride for pixels in (size if isinstance(size, list) else [size])]
+        found["imgsz"] = sizes[0] if len(set(sizes)) == 1 else tuple(sizes[:2])
         if found["imgsz"] != DEFAULT_IMGSZ:
             words.append(f"imgsz={found['imgsz']}")
     if recipe.single_cls is None:
@@ -108,6 +109,18 @@ def check_data(recipe: Recipe, model: PreparedModel, data: Data) -> list[str]:
     if twice:
         said.append(f"The model has several classes called {', '.join(twice[:SHOWN])}.")
     return said
+
+
+def _is_here(data: str) -> bool:
+    """Whether data can be read without a download: a path, or the name of a data set that Ultralytics has fetched."""
+    from ultralytics.utils import DATASETS_DIR, YAML
+    from ultralytics.utils.checks import check_file
+
+    if Path(data).exists() or (DATASETS_DIR / data).is_dir():
+        return True
+    shipped = check_file(data, hard=False) if data.endswith((".yaml", ".yml")) else ""
+    folder = YAML.load(shipped).get("path") if shipped else None
+    return bool(folder) and (DATASETS_DIR / str(folder)).is_dir()
 
 
 def small_data(source: str, task: str, names: Mapping[int, str], trained_on: object) -> str:
