@@ -363,6 +363,31 @@ def test_graphs_without_metadata_ask_for_what_is_missing(run, exported, shapes):
     assert json.loads(output)["files"][0]["task"] == "detect"
 
 
+def test_outputs_of_queries_are_not_read_as_anchors(run, exported, shapes):
+    """RT-DETR's rows were read as columns: 0.00 mAP and exit 0."""
+    model = onnx.load(exported / "plain.onnx")
+    (output,) = model.graph.output
+    rows = onnx.helper.make_tensor_value_info("rows", 1, [1, output.type.tensor_type.shape.dim[2].dim_value, 9])
+    model.graph.node.append(onnx.helper.make_node("Transpose", [output.name], ["rows"], perm=[0, 2, 1]))
+    del model.graph.output[:]
+    model.graph.output.append(rows)
+    onnx.save(model, "queries.onnx")
+    code, output = run("val", "queries.onnx", f"data={shapes}")
+    assert code == 2
+    assert "ends in a transformer decoder (RT-DETR)" in output
+    assert run("val", exported / "plain.onnx", f"data={shapes}")[0] == 0
+
+
+def test_graphs_with_fp16_inputs(run, exported, shapes):
+    from onnxconverter_common import float16
+
+    onnx.save(float16.convert_float_to_float16(onnx.load(exported / "plain.onnx")), "half.onnx")
+    code, output = run("val", exported / "plain.onnx", "half.onnx", f"data={shapes}", "--json")
+    assert code == 0, output
+    assert json.loads(output)["files"][1]["agreement"] >= 0
+    assert run("bench", "half.onnx", "--rounds", 1, "--runs", 2)[0] == 0
+
+
 def test_rectangles_from_checkpoint_to_graph(autoquant, small_weights, shapes):
     code, output, folder = autoquant(small_weights, shapes, "imgsz=96,160")
     assert code == 0, output

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from ultra_mq.cli.options import FILE, OVERRIDES_HELP, command_options, cpu_runtime, device, trt_python
@@ -52,6 +53,11 @@ def val(
     for path in [reference, *paths]:
         try:
             exported = read_exported(path)
+            if exported.decodes:
+                raise BackendError(
+                    f"'{path}' ends in a transformer decoder (RT-DETR), whose outputs are not compared here. "
+                    f"Validate it with Ultralytics: RTDETR('{path}').val(data=...)."
+                )
             data = data_of(exported, recipe, task)
             with closing(open_file(path, trt_python, runtime=runtime, device=gpu)) as backend:
                 measured[path] = evaluate(described(backend, data), data, label=f"Evaluating {path.name}")
@@ -152,7 +158,7 @@ def _accuracy_table(compared: Mapping[Path, Accuracy], title: str) -> Table:
         table.add_column(column, justify="left" if column == "file" else "right")
     for path, accuracy in compared.items():
         agreement = "-" if accuracy.agreement is None else f"{accuracy.agreement:.3f}"
-        table.add_row(path.name, points(accuracy.main), points(accuracy.second), agreement)
+        table.add_row(escape(path.name), points(accuracy.main), points(accuracy.second), agreement)
     return table
 
 
@@ -166,5 +172,5 @@ def _latency_table(measured: Bench, title: str) -> Table:
         if latency.speedup and latency.speedup_interval:
             ratio = f"{latency.speedup:.2f} ({latency.speedup_interval[0]:.2f}-{latency.speedup_interval[1]:.2f})"
         wall = f"{latency.wall_p50_ms:.3g}" if latency.wall_p50_ms else "-"
-        table.add_row(Path(name).name, *times, f"{latency.images_per_second:.0f}", ratio, wall)
+        table.add_row(escape(Path(name).name), *times, f"{latency.images_per_second:.0f}", ratio, wall)
     return table

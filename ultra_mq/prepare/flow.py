@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "conv": ("conv2d", "linear"),
-    "cat": ("cat", "concat"),
+    "cat": ("cat", "concat", "concatenate"),
     "add": ("add", "__add__", "__radd__", "__iadd__"),
     "pool": ("max_pool2d", "_max_pool2d"),
     "resize": ("interpolate",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from ultra_mq.measure import Latency
@@ -115,7 +116,8 @@ def search_rows(search: Search) -> list[tuple[str, ...]]:
 
 def console_table(report: Report) -> Table:
     """The result table for the console."""
-    table = Table(title=f"{Path(report.recipe.model).name} on {Path(report.recipe.data).name}", title_justify="left")
+    title = f"{Path(report.recipe.model).name} on {Path(report.recipe.data).name}"
+    table = Table(title=escape(title), title_justify="left")
     titles = list(CONSOLE_COLUMNS.items())
     titles.insert(3, (report.metrics.title, report.metrics.title.removesuffix("50-95")))
     for column, title in titles:

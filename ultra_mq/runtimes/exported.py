@@ -25,6 +25,7 @@ class Exported:
         stride: Largest stride in pixels.
         channels: Channels of an image.
         batch: Images in one pass; 1 where that is free.
+        decodes: Whether its outputs are boxes of queries, as those of RT-DETR, and not of anchors.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Exported:
     stride: int
     channels: int
     batch: int
+    decodes: bool = False
 
 
 def read_exported(path: Path) -> Exported:
@@ -58,6 +60,7 @@ def read_exported(path: Path) -> Exported:
         shape = [fixed or said for fixed, said in zip(sizes, shape, strict=True)] if len(sizes) == 4 else shape
     batch, channels, height, width = shape
     names = metadata.get("names")
+    end2end = str(metadata.get("end2end", False)) == "True"
     return Exported(
         path=path,
         task="segment" if path.suffix == ".onnx" and _has_prototypes(path) else metadata.get("task"),
@@ -66,7 +69,14 @@ def read_exported(path: Path) -> Exported:
         stride=int(metadata.get("stride", 32)),
         channels=int(channels),
         batch=int(batch),
+        decodes=path.suffix == ".onnx" and not end2end and isinstance(names, dict) and _has_queries(path, len(names)),
     )
+
+
+def _has_queries(path: Path, classes: int) -> bool:
+    """Whether boxes and classes stand in the last axis, a row a query; anchors have them in the one before."""
+    dims = load_graph(path).graph.output[0].type.tensor_type.shape.dim
+    return len(dims) == 3 and dims[2].dim_value == 4 + classes != dims[1].dim_value
 
 
 def _has_prototypes(path: Path) -> bool:
