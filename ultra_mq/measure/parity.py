@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultra_mq.core import EvaluationError
+from ultra_mq.core import E4M3, EvaluationError
 from ultra_mq.measure.accuracy import Accuracy
 from ultra_mq.measure.bootstrap import Drop, bootstrap_gap
 from ultra_mq.prepare import LAYER_OPS, gather_inputs, layer_of
@@ -33,6 +33,9 @@ LIMIT = 0.05
 """Median difference of a channel, in steps of its tensor, at which a layer or a block is said to part. A rounding that
 falls to the other side changes a few values of a channel; a wrong scale or operator changes most."""
 
+COARSE_LIMIT = 0.5
+"""The same for blocks with FP8 (E4M3): its steps are up to nine of these, and a rounding is passed on as a large one."""
+
 WEIGHT_LIMIT = 1.5
 """Difference of a weight in its steps at which a layer is said to part: torch multiplies by 127 over the range where
 the graph divides by a scale, so that a weight on the border between two steps may fall to either side."""
@@ -48,16 +51,18 @@ class Parting:
         name: Module path.
         steps: Largest median difference of a channel, in steps of the tensor: its largest value over 127.
         weight_steps: Largest difference of a weight in its steps; 0 for a block.
+        limit: Steps at which it parts.
     """
 
     name: str
     steps: float
     weight_steps: float = 0.0
+    limit: float = LIMIT
 
     @property
     def parts(self) -> bool:
         """Whether it cannot be rounding alone."""
-        return self.steps > LIMIT or self.weight_steps > WEIGHT_LIMIT
+        return self.steps > self.limit or self.weight_steps > WEIGHT_LIMIT
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,8 @@ def _compare_blocks(
             while isinstance(made, (tuple, list)):
                 made = made[0]
             if tuple(made.shape) == result.shape:
-                yield Parting(f"model.{number}", _distance(made, result))
+                coarse = any(getattr(child, "num_bits", None) == E4M3 for child in network.modules())
+                yield Parting(f"model.{number}", _distance(made, result), limit=COARSE_LIMIT if coarse else LIMIT)
         before = _tensor(result) if result is not None and number != last else None
         known.append(before)
 

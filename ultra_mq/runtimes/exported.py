@@ -60,7 +60,7 @@ def read_exported(path: Path) -> Exported:
         shape = [fixed or said for fixed, said in zip(sizes, shape, strict=True)] if len(sizes) == 4 else shape
     batch, channels, height, width = shape
     names = metadata.get("names")
-    end2end = str(metadata.get("end2end", False)) == "True"
+    settled = str(metadata.get("end2end", False)) == "True" or (metadata.get("args") or {}).get("nms")
     return Exported(
         path=path,
         task="segment" if path.suffix == ".onnx" and _has_prototypes(path) else metadata.get("task"),
@@ -69,14 +69,14 @@ def read_exported(path: Path) -> Exported:
         stride=int(metadata.get("stride", 32)),
         channels=int(channels),
         batch=int(batch),
-        decodes=path.suffix == ".onnx" and not end2end and isinstance(names, dict) and _has_queries(path, len(names)),
+        decodes=path.suffix == ".onnx" and not settled and isinstance(names, dict) and _has_queries(path, len(names)),
     )
 
 
 def _has_queries(path: Path, classes: int) -> bool:
-    """Whether boxes and classes stand in the last axis, a row a query; anchors have them in the one before."""
-    dims = load_graph(path).graph.output[0].type.tensor_type.shape.dim
-    return len(dims) == 3 and dims[2].dim_value == 4 + classes != dims[1].dim_value
+    """Whether what belongs to an object stands in the last axis, a row a query; anchors have it in the one before."""
+    sizes = [dim.dim_value for dim in load_graph(path).graph.output[0].type.tensor_type.shape.dim]
+    return len(sizes) == 3 and sizes[2] in (6, 4 + classes) and sizes[1] != 4 + classes
 
 
 def _has_prototypes(path: Path) -> bool:
