@@ -34,7 +34,7 @@ LIMIT = 0.05
 falls to the other side changes a few values of a channel; a wrong scale or operator changes most."""
 
 COARSE_LIMIT = 0.5
-"""The same for blocks with FP8 (E4M3): its steps are up to nine of these, and a rounding is passed on as a large one."""
+"""The same for blocks with FP8 (E4M3): its steps are up to nine of these, so a rounding is passed on as a large one."""
 
 WEIGHT_LIMIT = 1.5
 """Difference of a weight in its steps at which a layer is said to part: torch multiplies by 127 over the range where
