@@ -17,7 +17,7 @@ from ultra_mq.graph.onnx_file import load_graph, weights_leave_room
 from ultra_mq.graph.unsigned import make_unsigned, signed_activations
 from ultra_mq.quantization.apply import apply_formats
 from ultra_mq.runtimes import cpu
-from ultra_mq.runtimes.openvino import OpenVino
+from ultra_mq.runtimes.openvino import OpenVino, _check_truth
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
 
@@ -125,7 +125,8 @@ def test_graphs_that_would_be_miscomputed_are_refused(graphs, monkeypatch):
         OpenVino(graphs["signed"])
     with pytest.raises(BackendError, match="this CPU has no VNNI"):
         OpenVino(graphs["unsigned"])
-    OpenVino(graphs["made"]).close()
+    # Opened for good, OpenVINO would keep to these instructions for the rest of this process.
+    _check_truth(graphs["made"], load_graph(graphs["made"]))
 
 
 def test_a_recipe_for_openvino_makes_what_the_cpu_needs(monkeypatch, small_weights, shapes):
