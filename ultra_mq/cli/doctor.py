@@ -117,7 +117,7 @@ def _cpu() -> Diagnosis:
     if not flags:
         return Diagnosis("CPU", "ok", f"{platform.machine()}; what it can do with INT8 is not known here", False)
     if overflows():
-        worth = "no VNNI: INT8 on OpenVINO needs 7-bit weights (set by itself) and gains little"
+        worth = "no VNNI: INT8 pays on OpenVINO with graphs that are made for it (--runtime openvino), of 7-bit weights"
     elif moves_signed():
         worth = "INT8 is fast on OpenVINO with graphs that are made for it (--runtime openvino)"
     else:

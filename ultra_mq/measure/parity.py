@@ -94,8 +94,9 @@ class Parity:
         words = []
         if self.partings:
             first = self.partings[0]
+            steps = max(first.steps, first.weight_steps)
             words.append(
-                f"{first.name} is the first of {len(self.partings)} to give something else, by {first.steps:.2g} steps"
+                f"{first.name} is the first of {len(self.partings)} to give something else, by {steps:.2g} steps"
             )
         if self.gap.low > self.limit or self.gap.high < -self.limit:
             words.append(
