@@ -225,6 +225,21 @@ def test_the_command_for_the_other_machine_can_be_pasted(settings, tmp_path):
     assert shlex.split(command) == ["ultra-mq", "build", str(report.folder / "shapes-yolo11n-int8.onnx")]
 
 
+def test_a_run_for_openvino_says_nothing_of_engines_that_cannot_be(small_weights, shapes, tmp_path):
+    """Its activations are unsigned on purpose: every one was a warning, and the hint named a file TensorRT refuses."""
+    pytest.importorskip("openvino", reason="needs the extra 'openvino'")
+    document = {
+        "model": str(small_weights), "data": str(shapes), "imgsz": 96, "runtime": "openvino", "project": str(tmp_path),
+        "calibration": {"images": 4, "bias_correction": 0}, "sensitivity": {"images": 2}, "bench": {"rounds": 0},
+        "variants": [{"name": "int8", "precision": "int8"}],
+    }  # fmt: skip
+    report = run_recipe(make_recipe(document))
+    assert not [warning for warning in report.warnings if "asymmetric" in warning]
+    assert report.not_built == (
+        "Engines: engines take no unsigned activations, which OpenVINO needs; run again with --runtime auto",
+    )
+
+
 def test_two_runs_at_once_take_two_folders(tmp_path):
     recipe = make_recipe({"project": str(tmp_path), "name": "run"})
     with ThreadPoolExecutor(8) as pool:
