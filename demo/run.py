@@ -13,15 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shapes import LABELS, make_dataset
+from shapes import SUFFIXES, make_dataset
 
 HERE = Path(__file__).parent
-SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Quantize a model and prove the result.")
-    parser.add_argument("--task", choices=(*LABELS, "classify"), default="detect")
+    parser.add_argument("--task", choices=SUFFIXES, default="detect")
     task = parser.parse_args().task
     if task == "detect" and coco_is_reachable():
         print("Demo: yolo11n.pt on coco128.yaml, as downloaded by Ultralytics.", flush=True)

@@ -23,6 +23,9 @@ SIZE = 320
 CROP = 96
 """Pixels of a classifier's picture."""
 
+SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
+"""What Ultralytics appends to the name of a model, by its task."""
+
 POSE = {"kpt_shape": [5, 3], "flip_idx": [0, 1, 4, 3, 2]}
 """Keypoints of a shape: its centre, and its topmost, rightmost, lowest and leftmost points."""
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from shapes import CROP, LABELS, SIZE, make_dataset
+from shapes import CROP, SIZE, SUFFIXES, make_dataset
 from ultralytics import YOLO
 from ultralytics.utils import ROOT
 
-SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 HALF_WIDTH = [0.50, 0.125, 1024]
 """Depth, width and largest number of channels; YOLO11n has a width of 0.25."""
 
@@ -27,7 +26,7 @@ HALF_WIDTH = [0.50, 0.125, 1024]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a checkpoint of the offline demo.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--task", choices=(*LABELS, "classify"), default="detect")
+    parser.add_argument("--task", choices=SUFFIXES, default="detect")
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--output", type=Path)

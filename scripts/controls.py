@@ -8,9 +8,9 @@ Controls: random plans, and "first layers kept" (float from the input on, as far
 
 from __future__ import annotations
 
-import argparse
 import random
-from pathlib import Path
+
+from arguments import make_parser
 
 from ultra_mq.core import write_text
 from ultra_mq.jobs import autoquant_recipe
@@ -20,12 +20,9 @@ from ultra_mq.session import Artefacts, Session, open_session, plan_variant
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser = make_parser(__doc__)
     parser.add_argument("--bits", type=float, default=10.0)
     parser.add_argument("--plans", type=int, default=20, help="number of random plans")
-    parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     recipe = autoquant_recipe(arguments.weights, {"bits": arguments.bits}, {}, arguments.overrides)
     session = open_session(recipe)

@@ -10,12 +10,13 @@ With ``ONEDNN_MAX_CPU_ISA`` OpenVINO takes the instructions of an older CPU. Nee
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from arguments import make_parser
 
 from ultra_mq.core import BackendError, write_text
 from ultra_mq.jobs import autoquant_recipe
@@ -42,11 +43,7 @@ class Compiled(OpenVino):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__).parse_args()
 
     def session_for(runtime: str) -> Session:
         return open_session(autoquant_recipe(arguments.weights, {"bits": 8}, {"runtime": runtime}, arguments.overrides))

@@ -9,12 +9,12 @@ calibration (entropy) with the same exclusions.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from arguments import make_parser
 
 from ultra_mq.core import write_text
 from ultra_mq.graph import PtqMethod, PtqSettings, export_onnx, ptq
@@ -26,11 +26,7 @@ from ultra_mq.session import Artefacts, open_session
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__).parse_args()
     recipe = autoquant_recipe(arguments.weights, {"bits": 8}, {}, arguments.overrides)
     session = open_session(recipe)
     images = session.calibration_batches(recipe.calibration.images)

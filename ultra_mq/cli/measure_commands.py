@@ -17,6 +17,7 @@ from ultra_mq.core import console
 
 if TYPE_CHECKING:
     from ultra_mq.measure import Accuracy, Bench
+    from ultra_mq.prepare import Data
     from ultra_mq.runtimes import CpuRuntime
 
 
@@ -31,6 +32,7 @@ def val(
 ) -> None:
     """Validate ONNX files and engines with Ultralytics' validator: its metrics, and agreement with a reference."""
     from contextlib import closing
+    from dataclasses import replace
 
     from ultra_mq.core import BackendError, UltraMQError
     from ultra_mq.jobs import data_of, described, take_task
@@ -49,6 +51,7 @@ def val(
         paths.remove(reference)
     gpu = gpu_index(recipe.device)
     measured: dict[Path, Accuracy] = {}
+    scanned: dict[str, Data] = {}
     errors = []
     for path in [reference, *paths]:
         try:
@@ -58,7 +61,10 @@ def val(
                     f"'{path}' ends in a transformer decoder (RT-DETR), whose outputs are not compared here. "
                     f"Validate it with Ultralytics: RTDETR('{path}').val(data=...)."
                 )
-            data = data_of(exported, recipe, task)
+            kind = repr(replace(exported, path=Path(), batch=1))
+            if kind not in scanned:
+                scanned[kind] = data_of(exported, recipe, task)
+            data = scanned[kind]
             with closing(open_file(path, trt_python, runtime=runtime, device=gpu)) as backend:
                 measured[path] = evaluate(described(backend, data), data, label=f"Evaluating {path.name}")
         except UltraMQError as error:  # noqa: PERF203

@@ -6,9 +6,17 @@ In: a module, or an FP32 ONNX file. Out: ONNX files, put in order, linted, repai
 
 from ultra_mq.graph.audit import audit_graph
 from ultra_mq.graph.autocast import convert_to_fp16, decode_patterns
-from ultra_mq.graph.export import OPSET, export_onnx
+from ultra_mq.graph.export import OPSET, export_onnx, has_fp8
 from ultra_mq.graph.lint import lint_graph, quantized_layers
-from ultra_mq.graph.onnx_file import Graph, describe_graph, input_shape, load_graph, read_metadata, weights_leave_room
+from ultra_mq.graph.onnx_file import (
+    Graph,
+    describe_graph,
+    input_shape,
+    load_graph,
+    metadata_of,
+    read_metadata,
+    weights_leave_room,
+)
 from ultra_mq.graph.onnx_ptq import (
     PtqMethod,
     PtqSettings,
@@ -33,6 +41,7 @@ __all__ = [
     "describe_graph",
     "export_onnx",
     "find_failed_nodes",
+    "has_fp8",
     "hot_spots",
     "input_shape",
     "keep_in_float",
@@ -42,6 +51,7 @@ __all__ = [
     "load_graph",
     "load_pixels",
     "make_unsigned",
+    "metadata_of",
     "ptq",
     "ptq_plan",
     "quantized_layers",

@@ -45,7 +45,7 @@ def export_onnx(module: nn.Module, path: Path, imgsz: ImageSize, batch: int = 1,
         module = copy.deepcopy(module).cpu()
         # The exporter names its output after the checkpoint.
         module.pt_path = str(Path(folder) / "model.pt")  # type: ignore[assignment]
-        opset = FP8_OPSET if _has_fp8(module) else OPSET
+        opset = FP8_OPSET if has_fp8(module) else OPSET
         overrides = {"format": "onnx", "batch": batch, "opset": opset, "simplify": False}
         overrides |= {"imgsz": list(height_width(imgsz)), "dynamic": dynamic, "device": "cpu"}
         try:
@@ -59,7 +59,8 @@ def export_onnx(module: nn.Module, path: Path, imgsz: ImageSize, batch: int = 1,
     return save_graph(graph, path)
 
 
-def _has_fp8(module: nn.Module) -> bool:
+def has_fp8(module: nn.Module) -> bool:
+    """Whether a quantizer of a module is one of FP8."""
     return any(
         getattr(child, "num_bits", None) == E4M3 for child in module.modules() if getattr(child, "is_enabled", 0)
     )

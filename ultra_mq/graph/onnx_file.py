@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ultra_mq.core import ExportError, atomic_path
-from ultra_mq.graph.lint import Fault, lint_graph
+from ultra_mq.graph.lint import Fault, constant_array, lint_graph, made_by, made_from
 from ultra_mq.prepare import LAYER_OPS, Data, height_width
 
 if TYPE_CHECKING:
@@ -90,29 +90,20 @@ def weights_leave_room(graph: onnx.ModelProto) -> bool:
     Args:
         graph: FP32 or Q/DQ graph.
     """
-    from onnx import numpy_helper
+    import onnx_ir as ir
 
-    producers = {name: node for node in graph.graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    constants |= {
-        node.output[0]: node.attribute[0].t
-        for node in graph.graph.node
-        if node.op_type == "Constant" and node.attribute
-    }
-    for node in graph.graph.node:
-        if node.op_type not in LAYER_OPS:
+    for node in ir.from_proto(graph).graph:
+        if node.op_type not in LAYER_OPS or made_by(node.inputs[1]) != "DequantizeLinear":
             continue
-        dequantize = producers.get(node.input[1])
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        dequantize, stored = node.inputs[1].producer(), made_from(node.inputs[1])
+        assert dequantize is not None
+        if made_by(stored) == "QuantizeLinear":
+            stored = made_from(stored)
+        values, scale = constant_array(stored), constant_array(dequantize.inputs[1])
+        if values is None or scale is None:
             continue
-        quantize = producers.get(dequantize.input[0])
-        name = dequantize.input[0] if quantize is None or quantize.op_type == "Constant" else quantize.input[0]
-        if name not in constants or dequantize.input[1] not in constants:
-            continue
-        values = numpy_helper.to_array(constants[name])
         if values.dtype.kind == "f":
-            scale = numpy_helper.to_array(constants[dequantize.input[1]])
-            axis = next((value.i for value in dequantize.attribute if value.name == "axis"), 1)
+            axis = dequantize.attributes.get_int("axis", 1)
             shape = [-1 if index == axis else 1 for index in range(values.ndim)] if scale.size > 1 else []
             values = np.rint(values / scale.reshape(shape))
         if np.abs(values.astype(np.int32)).max() > SEVEN_BITS:
@@ -124,6 +115,21 @@ def copy_metadata(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
     """Give a graph the metadata that Ultralytics needs to run it; ModelOpt's conversions drop it."""
     del target.metadata_props[:]
     target.metadata_props.extend(source.metadata_props)
+
+
+def metadata_of(data: Data, batch: int) -> dict[str, str]:
+    """Ultralytics metadata of a model that belongs to some data.
+
+    Args:
+        data: Data of the model's task, with its classes.
+        batch: Images in one pass.
+    """
+    known: dict[str, Any] = {
+        "task": data.task, "names": data.names, "stride": 32, "batch": batch, "channels": data.channels,
+        "imgsz": list(height_width(data.imgsz)), "args": {},
+    }  # fmt: skip
+    known |= {"kpt_shape": list(data.kpt_shape)} if data.kpt_shape else {}
+    return {key: str(value) for key, value in known.items()}
 
 
 def describe_graph(source: Path, path: Path, data: Data | None) -> Path:
@@ -139,15 +145,9 @@ def describe_graph(source: Path, path: Path, data: Data | None) -> Path:
     import onnx
 
     model = load_graph(source)
-    known: dict[str, Any] = {}
-    if data is not None:
-        known = {
-            "task": data.task, "names": data.names, "stride": 32, "batch": input_shape(model)[0] or 1,
-            "channels": data.channels, "imgsz": list(height_width(data.imgsz)), "args": {},
-        }  # fmt: skip
-        known |= {"kpt_shape": list(data.kpt_shape)} if data.kpt_shape else {}
+    known = metadata_of(data, input_shape(model)[0] or 1) if data is not None else {}
     known |= {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, {key: str(value) for key, value in known.items()})
+    onnx.helper.set_model_props(model, known)
     called = model.graph.input[0].name
     for node in model.graph.node:
         node.input[:] = [INPUT if name == called else name for name in node.input]

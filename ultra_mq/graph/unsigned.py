@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ultra_mq.core import atomic_path
+from ultra_mq.graph.lint import constant_array
 from ultra_mq.graph.onnx_file import load_graph
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 ZERO = 128
 """What stands for zero, so that a step is the same step: -127 to 127 becomes 1 to 255."""
@@ -32,52 +34,44 @@ def make_unsigned(path: Path) -> int:
         How many tensors were changed.
     """
     import onnx
-    from onnx import numpy_helper
+    import onnx_ir as ir
 
-    model = load_graph(path)
-    signed = signed_activations(model)
+    model = ir.from_proto(load_graph(path))
+    signed = _signed_quantizers(model.graph)
     if not signed:
         return 0
-    names: dict[tuple[int, ...], str] = {}
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute:
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    changed = set(signed)
-    for node in model.graph.node:
-        quantizes = node.op_type == "QuantizeLinear" and node.output[0] in changed
-        if not quantizes and not (node.op_type == "DequantizeLinear" and node.input[0] in changed):
-            continue
-        shape = constants[node.input[1]].shape
-        if shape not in names:
-            names[shape] = f"unsigned_zero_{len(names)}"
-            zero = np.full(shape, ZERO, np.uint8)
-            model.graph.initializer.append(numpy_helper.from_array(zero, names[shape]))
-        node.input[:] = [*node.input[:2], names[shape]]
-    # Shapes and types of the tensors between Q and DQ are no longer what they say.
-    kept = [value for value in model.graph.value_info if value.name not in changed]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
+    zeros: dict[tuple[int, ...], ir.Value] = {}
+    for quantize in signed:
+        scale = constant_array(quantize.inputs[1])
+        assert scale is not None
+        if scale.shape not in zeros:
+            name = f"unsigned_zero_{len(zeros)}"
+            tensor = ir.tensor(np.full(scale.shape, ZERO, np.uint8), name=name)
+            zeros[scale.shape] = ir.Value(name=name, const_value=tensor)
+            model.graph.register_initializer(zeros[scale.shape])
+        for node in (quantize, *(use.node for use in quantize.outputs[0].uses())):
+            node.resize_inputs(3)
+            node.replace_input_with(2, zeros[scale.shape])
+        quantize.outputs[0].type = None  # it is no longer what the exporter noted
     with atomic_path(path) as temporary:
-        onnx.save(model, str(temporary))
+        onnx.save(ir.to_proto(model), str(temporary))
     return len(signed)
 
 
 def signed_activations(model: onnx.ModelProto) -> list[str]:
     """Tensors between Q and DQ that are signed INT8 and no weights."""
-    import onnx
-    from onnx import numpy_helper
+    import onnx_ir as ir
 
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute:
-            constants[node.output[0]] = node.attribute[0].t
+    return [str(node.outputs[0].name) for node in _signed_quantizers(ir.from_proto(model).graph)]
+
+
+def _signed_quantizers(graph: ir.Graph) -> list[ir.Node]:
     found = []
-    for node in model.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in constants:
+    for node in graph:
+        if node.op_type != "QuantizeLinear" or constant_array(node.inputs[0]) is not None:
             continue
-        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
         # Without a zero point ONNX means unsigned.
-        if zero is not None and zero.data_type == onnx.TensorProto.INT8 and not numpy_helper.to_array(zero).any():
-            found.append(node.output[0])
+        zero = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+        if zero is not None and zero.dtype == np.int8 and not zero.any():
+            found.append(node)
     return found

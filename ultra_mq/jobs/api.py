@@ -22,7 +22,7 @@ from ultra_mq.graph import (
 from ultra_mq.jobs.exported_data import data_of
 from ultra_mq.jobs.pipeline import run_recipe, settle
 from ultra_mq.plan import PrecisionPlan
-from ultra_mq.prepare import Batches, Data, choose, height_width, prepare_model, torch_device
+from ultra_mq.prepare import Batches, Data, choose, prepare_model, size_text, torch_device
 from ultra_mq.report import Report
 from ultra_mq.runtimes import read_exported
 from ultra_mq.session import AUTO_DATA, DEFAULT_BITS, Artefacts, Metric, Recipe, make_recipe, open_session, plan_variant
@@ -215,8 +215,7 @@ def _calibration_pixels(data: Data, recipe: Recipe, path: Path) -> np.ndarray:
     """The recipe's calibration images, from the tensor beside a file where it is there."""
     split = data.calibration
     batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
-    size = "x".join(map(str, dict.fromkeys(height_width(data.imgsz))))
-    tensor = path.with_name(f"calibration-{size}-{batches.fingerprint[:8]}.npy")
+    tensor = path.with_name(f"calibration-{size_text(data.imgsz)}-{batches.fingerprint[:8]}.npy")
     return load_calibration(tensor, data.imgsz, data.channels) if tensor.exists() else save_calibration(batches, tensor)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ultra_mq.core import DataError, RecipeError
+from ultra_mq.graph import metadata_of
 from ultra_mq.prepare import TASKS, Data, height_width, load_data, load_image
 from ultra_mq.runtimes import Backend, Exported, read_exported
-from ultra_mq.session import AUTO_DATA, DEFAULT_IMGSZ, Recipe, small_data
+from ultra_mq.session import AUTO_DATA, DEFAULT_IMGSZ, Recipe, check_fit, small_data
 
 
 def take_task(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -63,16 +63,7 @@ def data_of(exported: Exported, recipe: Recipe, task: str | None = None) -> Data
         single_cls=bool(recipe.single_cls),
         classes=exported.names,
     )
-    if exported.names and kind != "classify" and len(exported.names) != len(data.names):
-        raise DataError(
-            f"'{exported.path}' knows {len(exported.names)} classes and '{source}' has {len(data.names)}. "
-            f"Pass the data that the model was trained on."
-        )
-    if data.channels != exported.channels:
-        raise DataError(
-            f"'{exported.path}' takes images of {exported.channels} channels and '{source}' has {data.channels}. "
-            f"Pass the data that the model was trained on."
-        )
+    check_fit(str(exported.path), exported.names if kind != "classify" else None, exported.channels, source, data)
     return data
 
 
@@ -100,11 +91,5 @@ def image_for(path: Path, image: Path | None, shape: tuple[int, ...] | None = No
 
 def described(backend: Backend, data: Data) -> Backend:
     """A backend whose metadata has what its file lacks, from the data."""
-    missing: dict[str, Any] = {
-        "task": data.task, "names": str(data.names), "stride": "32", "batch": str(backend.batch),
-        "channels": str(data.channels), "imgsz": str(list(height_width(data.imgsz))), "args": "{}",
-    }  # fmt: skip
-    if data.kpt_shape:
-        missing["kpt_shape"] = str(list(data.kpt_shape))
-    backend.metadata = {**missing, **backend.metadata}  # type: ignore[misc]
+    backend.metadata = {**metadata_of(data, backend.batch), **backend.metadata}  # type: ignore[misc]
     return backend

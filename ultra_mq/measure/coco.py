@@ -21,6 +21,9 @@ from ultra_mq.prepare import match_images
 KINDS = {"detect": "bbox", "obb": "bbox", "segment": "segm", "pose": "keypoints"}
 """What pycocotools compares for a task."""
 
+OFFICIAL_POSES = 20
+"""Poses of an image that count in the official table, whose summary asks for this number."""
+
 
 @dataclass(frozen=True)
 class CocoTable:
@@ -59,12 +62,9 @@ def score_coco(detections: Detections, annotations: Path, names: dict[int, str])
     found = results(detections, [image_ids[file] for file in detections.file_names], categories)
     if not found:
         return CocoTable(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    evaluation = match(truth, found, [image_ids[file] for file in detections.images], detections.task)
-    if detections.task == "pose":
-        evaluation.params.maxDets = [20]  # of the official table; the summary asks for it
+    images = [image_ids[file] for file in detections.images]
+    evaluation = match(truth, found, images, detections.task, poses=OFFICIAL_POSES)
     with contextlib.redirect_stdout(io.StringIO()):
-        if detections.task == "pose":
-            evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     stats = [float(value) for value in evaluation.stats]
@@ -104,6 +104,7 @@ def match(
     image_ids: list[Any],
     task: str,
     sigmas: np.ndarray | None = None,
+    poses: int = 300,
 ) -> Any:
     """Objects matched to the truth by pycocotools; ``evalImgs`` of the answer has the matches.
 
@@ -113,6 +114,7 @@ def match(
         image_ids: Images to look at.
         task: Ultralytics task.
         sigmas: Spread of each keypoint; COCO's own 17 by default.
+        poses: Poses of an image that count.
     """
     from pycocotools.coco import COCO
 
@@ -124,7 +126,7 @@ def match(
         evaluation = kind(coco, coco.loadRes(found), KINDS[task])
         evaluation.params.imgIds = image_ids
         if task == "pose":
-            evaluation.params.maxDets = [300]
+            evaluation.params.maxDets = [poses]
             if sigmas is not None and len(sigmas):
                 evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()

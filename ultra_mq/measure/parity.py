@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultra_mq.core import E4M3, EvaluationError
+from ultra_mq.core import EvaluationError
+from ultra_mq.graph import has_fp8
 from ultra_mq.measure.accuracy import Accuracy
 from ultra_mq.measure.bootstrap import Drop, bootstrap_gap
 from ultra_mq.prepare import LAYER_OPS, gather_inputs, layer_of
@@ -182,6 +183,7 @@ def _compare_blocks(
     known: list[Any] = []
     before: Any = _tensor(images)
     last = len(network.model) - 1
+    limit = COARSE_LIMIT if has_fp8(network) else LIMIT
     for number, block in enumerate(network.model):
         sources = [block.f] if isinstance(block.f, int) else block.f
         absolute = [number - 1 if source == -1 else source for source in sources]
@@ -192,8 +194,7 @@ def _compare_blocks(
             while isinstance(made, (tuple, list)):
                 made = made[0]
             if tuple(made.shape) == result.shape:
-                coarse = any(getattr(child, "num_bits", None) == E4M3 for child in network.modules())
-                yield Parting(f"model.{number}", _distance(made, result), limit=COARSE_LIMIT if coarse else LIMIT)
+                yield Parting(f"model.{number}", _distance(made, result), limit=limit)
         before = _tensor(result) if result is not None and number != last else None
         known.append(before)
 
@@ -233,15 +234,10 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 def _layer_tensors(graph: onnx.GraphProto) -> dict[str, tuple[str, str, str]]:
     """Layer to the tensors that it reads, before it is quantized, multiplies by, and makes."""
     producers = {name: node for node in graph.node for name in node.output}
-    weights = {tensor.name for tensor in graph.initializer}
     found: dict[str, tuple[str, str, str]] = {}
     for node in graph.node:
-        # A product of two tensors, as in attention, is no layer, and one of a matrix has its bias elsewhere.
-        if (
-            node.op_type not in LAYER_OPS
-            or node.op_type == "MatMul"
-            or not _is_constant(node.input[1], producers, weights)
-        ):
+        # A MatMul is a product of two tensors, as in attention, or has its bias elsewhere.
+        if node.op_type not in LAYER_OPS or node.op_type == "MatMul":
             continue
         source = node.input[0]
         dequantize = producers.get(source)
@@ -250,17 +246,6 @@ def _layer_tensors(graph: onnx.GraphProto) -> dict[str, tuple[str, str, str]]:
             source = quantize.input[0] if quantize is not None and quantize.op_type == QDQ[0] else source
         found[layer_of(node.name)] = (source, node.input[1], node.output[0])
     return found
-
-
-def _is_constant(name: str, producers: Mapping[str, Any], weights: set[str]) -> bool:
-    while name not in weights:
-        node = producers.get(name)
-        if node is None or node.op_type not in (*QDQ, "Constant", "Cast", "Transpose", "Identity"):
-            return False
-        if node.op_type == "Constant":
-            return True
-        name = node.input[0]
-    return True
 
 
 def _block_tensors(graph: onnx.GraphProto, module: Any) -> dict[int, str]:

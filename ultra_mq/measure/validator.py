@@ -70,11 +70,7 @@ class _Recording:
 
     def _in_original_pixels(self, pred: dict[str, torch.Tensor], frame: dict[str, Any]) -> dict[str, np.ndarray]:
         masks = pred["masks"] if self.args.task == "segment" else None
-        scaled = pred
-        if len(pred["cls"]):
-            # Masks stay as the validator has them: both sides of an agreement are letterboxed alike.
-            scale = DetectionValidator.scale_preds if masks is not None else type(self).scale_preds  # type: ignore[attr-defined]
-            scaled = scale(self, pred, frame)
+        scaled = self.scale_preds(pred, frame) if len(pred["cls"]) else pred  # type: ignore[attr-defined]
         kept = {"boxes": scaled["bboxes"], "cls": scaled["cls"], "conf": scaled["conf"]}
         if self.args.task == "pose":
             kept["keypoints"] = scaled["keypoints"]
@@ -133,6 +129,9 @@ class RecordingValidator(_Recording, DetectionValidator):  # type: ignore[misc]
 
 class RecordingSegmentationValidator(_Recording, SegmentationValidator):  # type: ignore[misc]
     """Validates a segmentation model."""
+
+    # Masks stay as the validator has them: both sides of an agreement are letterboxed alike.
+    scale_preds = DetectionValidator.scale_preds
 
     def init_metrics(self, model: nn.Module) -> None:
         """Start with no masks of the original size."""

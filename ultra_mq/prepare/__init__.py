@@ -14,6 +14,7 @@ from ultra_mq.prepare.data import (
     height_width,
     images_must_be_there,
     load_image,
+    size_text,
 )
 from ultra_mq.prepare.datasets import load_data
 from ultra_mq.prepare.device import gpu_index, torch_device
@@ -54,6 +55,7 @@ __all__ = [
     "prepare_model",
     "shared_ranges",
     "sites_of",
+    "size_text",
     "torch_device",
     "uniform_formats",
 ]

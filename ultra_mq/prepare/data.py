@@ -31,6 +31,11 @@ def height_width(imgsz: ImageSize) -> tuple[int, int]:
     return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
 
 
+def size_text(imgsz: ImageSize) -> str:
+    """Image size for the reader and for file names, ``640`` or ``384x640``."""
+    return "x".join(map(str, dict.fromkeys(height_width(imgsz))))
+
+
 @dataclass(frozen=True)
 class Split:
     """The images of one split, scanned by Ultralytics.

@@ -146,11 +146,10 @@ class _Scan:
 
         self.info, self.stride, self.task, self.fraction, self.classes = info, stride, task, fraction, classes
         self.outlined = True
-        size = max(height_width(imgsz)) if task == "classify" else imgsz
         overrides = {"task": task, "imgsz": 640, "rect": False, "cache": False, "single_cls": single_cls}
         self.cfg = get_cfg(overrides=overrides)
         # A list of two is right for evaluation, and what get_cfg refuses for lack of knowing what it is for.
-        self.cfg.imgsz = size if isinstance(size, int) else list(size)
+        self.cfg.imgsz = imgsz if isinstance(imgsz, int) else list(imgsz)
         self.cfg.fraction = [fraction, fraction]
 
     def split(self, name: str) -> Split:

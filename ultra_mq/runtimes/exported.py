@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultra_mq.core import BackendError
-from ultra_mq.graph import input_shape, load_graph
+from ultra_mq.graph import input_shape, load_graph, read_metadata
 from ultra_mq.prepare import ImageSize
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -49,50 +51,43 @@ def read_exported(path: Path) -> Exported:
 
     if not path.is_file():
         raise BackendError(f"'{path}' does not exist. Pass an exported .onnx or .engine file.")
+    graph = load_graph(path) if path.suffix == ".onnx" else None
     try:
-        metadata = {key: _parsed(value) for key, value in BaseBackend.read_metadata(path).items()}
+        metadata = read_metadata(graph) if graph is not None else BaseBackend.read_metadata(path)
     except Exception as error:
         raise BackendError(f"'{path}' cannot be read: {error}. Pass an exported .onnx or .engine file.") from error
     shape: list[Any] = [metadata.get("batch", 1), metadata.get("channels", 3), *_pair(metadata.get("imgsz"))]
-    if path.suffix == ".onnx":
+    if graph is not None:
         # What the graph takes counts more than what is said of it; a free axis is 0.
-        sizes = input_shape(load_graph(path))
+        sizes = input_shape(graph)
         shape = [fixed or said for fixed, said in zip(sizes, shape, strict=True)] if len(sizes) == 4 else shape
+    outputs = _output_shapes(graph) if graph is not None else []
     batch, channels, height, width = shape
     names = metadata.get("names")
     settled = str(metadata.get("end2end", False)) == "True" or (metadata.get("args") or {}).get("nms")
     return Exported(
         path=path,
-        task="segment" if path.suffix == ".onnx" and _has_prototypes(path) else metadata.get("task"),
+        # Mask prototypes beside the anchors are those of a segmentation head, whatever the metadata says.
+        task="segment" if [len(sizes) for sizes in outputs] == [3, 4] else metadata.get("task"),
         names={int(index): str(name) for index, name in names.items()} if isinstance(names, dict) else None,
         imgsz=None if not (height and width) else int(height) if height == width else (int(height), int(width)),
         stride=int(metadata.get("stride", 32)),
         channels=int(channels),
         batch=int(batch),
-        decodes=path.suffix == ".onnx" and not settled and isinstance(names, dict) and _has_queries(path, len(names)),
+        decodes=bool(outputs) and not settled and isinstance(names, dict) and _has_queries(outputs[0], len(names)),
     )
 
 
-def _has_queries(path: Path, classes: int) -> bool:
+def _output_shapes(graph: onnx.ModelProto) -> list[list[int]]:
+    return [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.graph.output]
+
+
+def _has_queries(sizes: list[int], classes: int) -> bool:
     """Whether what belongs to an object stands in the last axis, a row a query; anchors have it in the one before."""
-    sizes = [dim.dim_value for dim in load_graph(path).graph.output[0].type.tensor_type.shape.dim]
     return len(sizes) == 3 and sizes[2] in (6, 4 + classes) and sizes[1] != 4 + classes
-
-
-def _has_prototypes(path: Path) -> bool:
-    """Whether a graph gives mask prototypes beside its anchors, as segmentation heads do."""
-    shapes = [value.type.tensor_type.shape.dim for value in load_graph(path).graph.output]
-    return len(shapes) == 2 and [len(shape) for shape in shapes] == [3, 4]
 
 
 def _pair(imgsz: Any) -> tuple[Any, Any]:
     if isinstance(imgsz, (list, tuple)) and imgsz:
         return imgsz[0], imgsz[-1]
     return imgsz, imgsz
-
-
-def _parsed(value: Any) -> Any:
-    try:
-        return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
-        return value

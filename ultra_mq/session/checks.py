@@ -19,6 +19,8 @@ SMALL_DATA = {
 }
 """Small data sets that Ultralytics downloads, for models with their classes."""
 
+TRAIN_ON = "Pass the data that the model was trained on"
+
 SHOWN = 3
 """Differences that a message names."""
 
@@ -75,21 +77,13 @@ def check_data(recipe: Recipe, model: PreparedModel, data: Data) -> list[str]:
     Raises:
         DataError: Classes, channels or keypoints differ in number.
     """
-    train_on = "Pass the data that the model was trained on"
     # Ultralytics drops a classifier's folders that the model has no class for, and may miss some that it has.
-    if len(data.names) != len(model.names) and not (data.task == "classify" and len(data.names) < len(model.names)):
-        raise DataError(
-            f"'{model.source}' knows {len(model.names)} classes and '{recipe.data}' has {len(data.names)}. {train_on}."
-        )
-    if data.channels != model.channels:
-        raise DataError(
-            f"'{model.source}' takes images of {model.channels} channels and '{recipe.data}' has {data.channels}. "
-            f"{train_on}, or write channels: {model.channels} into its YAML."
-        )
+    fewer = data.task == "classify" and len(data.names) < len(model.names)
+    check_fit(model.source, None if fewer else model.names, model.channels, recipe.data, data)
     if model.kpt_shape and data.kpt_shape != model.kpt_shape:
         raise DataError(
             f"'{model.source}' has kpt_shape {list(model.kpt_shape)} and '{recipe.data}' has "
-            f"{list(data.kpt_shape) if data.kpt_shape else 'none'}. {train_on}."
+            f"{list(data.kpt_shape) if data.kpt_shape else 'none'}. {TRAIN_ON}."
         )
     said = list(data.remarks)
     if model.dead:
@@ -109,6 +103,28 @@ def check_data(recipe: Recipe, model: PreparedModel, data: Data) -> list[str]:
     if twice:
         said.append(f"The model has several classes called {', '.join(twice[:SHOWN])}.")
     return said
+
+
+def check_fit(source: str, names: Mapping[int, str] | None, channels: int, given: str, data: Data) -> None:
+    """Refuse data whose classes or channels are not as many as a model's.
+
+    Args:
+        source: The model, for the message.
+        names: Its class names; None where their number does not matter.
+        channels: Channels of an image that it takes.
+        given: The data as the user names them, for the message.
+        data: The data.
+
+    Raises:
+        DataError: They differ.
+    """
+    if names and len(data.names) != len(names):
+        raise DataError(f"'{source}' knows {len(names)} classes and '{given}' has {len(data.names)}. {TRAIN_ON}.")
+    if data.channels != channels:
+        raise DataError(
+            f"'{source}' takes images of {channels} channels and '{given}' has {data.channels}. "
+            f"{TRAIN_ON}, or write channels: {channels} into its YAML."
+        )
 
 
 def _is_here(data: str) -> bool:

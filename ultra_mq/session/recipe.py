@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 from ultra_mq.core import FormatName, RecipeError, Strict, load_document, validate, write_text
 from ultra_mq.graph import PtqMethod
 from ultra_mq.plan import CostModel, check_bits
-from ultra_mq.prepare import ImageSize, Placement, PreparedModel, gpu_index, height_width
+from ultra_mq.prepare import ImageSize, Placement, PreparedModel, gpu_index, height_width, size_text
 from ultra_mq.runtimes import BuildOptions, BuildSettings, EngineTarget
 from ultra_mq.session.recipe_sections import (
     BenchSettings,
@@ -182,20 +182,15 @@ class Recipe(Strict):
 
     @field_validator("imgsz", mode="before")
     @classmethod
-    def _height_and_width(cls, value: Any) -> Any:
+    def _number_or_height_and_width(cls, value: Any) -> Any:
         if isinstance(value, str) and re.fullmatch(r"\d+\s*,\s*\d+", value):
             value = [int(part) for part in value.split(",")]
         sizes = value if isinstance(value, (list, tuple)) else [value]
         if value is not None and (len(sizes) > 2 or not all(isinstance(size, int) and size > 0 for size in sizes)):
             raise ValueError("must be a number of pixels, or [height, width]")
-        return (sizes[0] if len(sizes) == 1 else tuple(sizes)) if sizes else None
-
-    @field_validator("imgsz")
-    @classmethod
-    def _squares_are_numbers(cls, value: ImageSize | None) -> ImageSize | None:
-        if value is None or isinstance(value, int):
-            return value
-        return value[0] if value[0] == value[1] else value
+        if not sizes:
+            return None
+        return sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
 
     @property
     def size(self) -> ImageSize:
@@ -205,7 +200,7 @@ class Recipe(Strict):
     @property
     def size_text(self) -> str:
         """Image size for the reader, ``640`` or ``384x640``."""
-        return str(self.size) if isinstance(self.size, int) else "x".join(map(str, self.size))
+        return size_text(self.size)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Recipe:
