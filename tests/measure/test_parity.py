@@ -157,11 +157,11 @@ def test_detections_that_are_gone_fail(sides):
 )
 def test_only_an_interval_beyond_the_limit_fails(low, high, holds):
     """Torch and ONNX parted by 2.14 points on 64 images where nothing was wrong."""
-    assert Parity(None, (0.9, 0.88), Drop(2.14, low, high, 64), 2.0, 90, ()).holds is holds
+    assert Parity(None, (0.9, 0.88), Drop(2.14, low, high, 64, 1.0), 2.0, 90, ()).holds is holds
 
 
 def test_a_layer_that_parts_fails_whatever_is_predicted():
-    parity = Parity(None, (0.9, 0.9), Drop(0.0, -0.1, 0.1, 64), 2.0, 90, (Parting("model.3.conv", 4.2),))
+    parity = Parity(None, (0.9, 0.9), Drop(0.0, -0.1, 0.1, 64, 0.05), 2.0, 90, (Parting("model.3.conv", 4.2),))
     assert not parity.holds
     assert "model.3.conv is the first of 1 to give something else, by 4.2 steps" in str(parity)
 

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Latency from profiles: known answers on made-up times, and a real runtime."""
+"""Latency from profiles: known answers on made-up times, engines of an H100, and a real runtime."""
 
 import dataclasses
-import itertools
+import gzip
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
+from ultralytics import YOLO
 
 from ultra_mq.core.kernels import KernelTime
-from ultra_mq.plan.latency import LatencyModel, Probe, find_owners, fit_borders, fit_latency, owners_of
+from ultra_mq.plan.kernel_times import find_owners, owners_of, times_by_layer
+from ultra_mq.plan.latency import LatencyModel
+from ultra_mq.plan.latency_fit import Probe, deviations_ms, fit_latency, learn_from
 from ultra_mq.plan.solve import Choices, solve_choice
+from ultra_mq.prepare.model import prepare_model
 from ultra_mq.search.probing import learn_latency, probe_plans
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
@@ -42,14 +50,16 @@ def test_who_owns_a_kernel(owners, nodes, expected):
 
 def chain(quantize=(0.0, 0.0), dequantize=(0.0, 0.0)):
     """a -> b -> c: b alone gains nothing if its borders cost more than it saves."""
+    sizes = {"a": 1.0, "b": 2.0, "c": 1.0}
     return LatencyModel(
         runtime={},
         rest_ms=1.0,
         layers_ms={name: {"fp16": 2.0, "int8": 1.0} for name in "abc"},
         links={"a": ("b",), "b": ("c",)},
-        sizes={"a": 1.0, "b": 2.0, "c": 1.0},
-        quantize_ms=quantize,
-        dequantize_ms=dequantize,
+        sizes=sizes,
+        borders_ms={
+            name: tuple(price + by_size * sizes[name] for price, by_size in (quantize, dequantize)) for name in "ab"
+        },
     )
 
 
@@ -61,13 +71,11 @@ def test_prediction_counts_layers_and_borders():
     assert model.predict({"b": "int8"}) == pytest.approx(6 + 0.6 + 0.2)
 
 
-def test_borders_are_found_again_from_measurements():
-    truth = chain(quantize=(0.4, 0.05), dequantize=(0.3, 0.0))
-    choices = [dict.fromkeys(names, "int8") for r in range(4) for names in itertools.combinations("abc", r)]
-    found = fit_borders(chain(), [Probe(choice, truth.predict(choice)) for choice in choices])
-    for choice in choices:
-        assert found.predict(choice) == pytest.approx(truth.predict(choice), abs=1e-6)
-    assert [pair[1] for pair in found.observed] == [truth.predict(choice) for choice in choices]
+def test_the_float_model_is_what_was_measured():
+    """It is built with other settings, so that its kernels are not those of float layers in a mixture."""
+    model = dataclasses.replace(chain(), float_ms=5.0)
+    assert model.predict({}) == model.predict({"a": "fp16"}) == 5.0
+    assert model.predict({"a": "int8"}) == 6.0
 
 
 def test_the_solver_knows_what_borders_cost():
@@ -92,17 +100,72 @@ def test_a_latency_that_cannot_be_reached_has_no_solution():
     assert sorted(solve_choice(choices, "score", {"latency": 6.0}).values()) == ["fp16", "fp16", "int8"]
 
 
-def test_uniform_models_are_predicted_exactly(model):
-    def kernels(factor):
-        return [KernelTime((f"/{layer.name.replace('.', '/')}/Conv",), factor) for layer in model.quantizable]
+def test_what_the_profiler_adds_is_taken_off(model, owners):
+    """Two kernels of 5 and 3 that take 4 in truth: the profiler adds 2 to each."""
+    kernels = [KernelTime(("/model.0/conv/Conv",), 5.0), KernelTime(("/model.1/conv/Conv",), 3.0)]
+    times = times_by_layer(kernels, 4.0, owners, ["model.0.conv", "model.1.conv"])
+    assert times == pytest.approx({"model.0.conv": 3.0, "model.1.conv": 1.0, "": 0.0})
+    overlapping = times_by_layer(kernels, 10.0, owners, ["model.0.conv", "model.1.conv"])
+    assert overlapping == pytest.approx({"model.0.conv": 6.25, "model.1.conv": 3.75, "": 0.0})
 
-    everything = {layer.name: "int8" for layer in model.quantizable}
-    half = dict(list(everything.items())[::2])
-    probes = [Probe({}, 10.0, kernels(1.0)), Probe(everything, 6.0, kernels(0.5)), Probe(half, 9.5)]
-    latency = fit_latency(model, 160, {}, probes)
-    assert latency.predict({}) == pytest.approx(10)
-    assert latency.predict(everything) == pytest.approx(6)
-    assert latency.predict(half) == pytest.approx(9.5)  # eighty borders pay for the difference
+
+@pytest.fixture(scope="module")
+def h100():
+    """Profiles and latencies of twelve engines of YOLO11n, and the fit to the six that a search learns from."""
+    with gzip.open(Path(__file__).parents[1] / "data" / "h100-yolo11n-latency.json.gz") as file:
+        known = json.load(file)
+    probes = [
+        Probe(
+            one["name"],
+            dict.fromkeys(one["quantized"], "int8"),
+            one["latency_ms"],
+            [KernelTime(tuple(nodes), ms) for nodes, ms in one["kernels"]],
+        )
+        for one in known["probes"]
+    ]
+    network = prepare_model(YOLO("yolo11n.yaml"), "cpu")
+    return fit_latency(network, 640, {}, probes), known["others"]
+
+
+def test_engines_of_an_h100_are_predicted_before_they_are_built(h100):
+    """Each of six engines is predicted from those before it; two builds of one plan are up to 2.3 % apart there."""
+    latency, others = h100
+    predicted = []
+    for one in others:
+        choice = dict.fromkeys(one["quantized"], "int8")
+        predicted.append(latency.predict(choice))
+        latency = learn_from(latency, one["name"], choice, one["latency_ms"])
+    measured = np.array([one["latency_ms"] for one in others])
+    errors = np.abs(np.array(predicted) / measured - 1)
+    assert np.median(errors) <= 0.02
+    assert errors.max() <= 0.03
+    assert spearmanr(predicted, measured)[0] >= 0.9
+    assert [timed.predicted_ms for timed in latency.timed[-6:]] == predicted
+
+
+def test_a_plan_that_was_measured_is_better_known(h100):
+    latency, others = h100
+    choices = [dict.fromkeys(one["quantized"], "int8") for one in others]
+    before = deviations_ms(latency, choices)
+    after = deviations_ms(learn_from(latency, "one", choices[0], others[0]["latency_ms"]), choices)
+    assert after[0] < before[0]
+    assert all(new <= old + 1e-9 for new, old in zip(after, before, strict=True))
+    assert deviations_ms(latency, [{}]) == [0.0]
+
+
+def test_what_was_measured_pulls_the_prediction(h100):
+    latency, others = h100
+    choice = dict.fromkeys(others[0]["quantized"], "int8")
+    surprised = learn_from(latency, "slow", choice, 1.1 * latency.predict(choice))
+    assert surprised.predict(choice) > 1.04 * latency.predict(choice)
+    assert surprised.predict({}) == latency.predict({})
+
+
+def test_no_probe_is_predicted_by_itself(h100):
+    latency, _ = h100
+    by_name = {timed.name: timed for timed in latency.timed}
+    assert by_name["fp16"].predicted_ms is None
+    assert abs(by_name["float to model.4"].predicted_ms - latency.predict(by_name["float to model.4"].choice)) > 1e-6
 
 
 def test_openvino_is_learnt_and_remembered(weights, shapes, calibration, monkeypatch):
@@ -114,10 +177,10 @@ def test_openvino_is_learnt_and_remembered(weights, shapes, calibration, monkeyp
     target = session.target
     latency = learn_latency(session, target)
     plans = probe_plans(session)
-    assert list(plans) == ["fp16", "int8", "mixture 1", "mixture 2"]
-    predicted = [latency.predict(plan.quantized) for plan in plans.values()]
-    measured = [pair[1] for pair in latency.observed]
-    assert predicted[:2] == pytest.approx(measured[:2])
+    assert list(plans) == ["fp16", "int8", "float to model.10", "float from model.13"]
+    assert [timed.choice for timed in latency.timed] == [plan.quantized for plan in plans.values()]
+    assert latency.predict({}) == latency.timed[0].latency_ms
+    assert latency.predict(plans["int8"].quantized) == pytest.approx(latency.timed[1].latency_ms, rel=0.25)
     assert all(times["int8"] > 0 and times["fp16"] > 0 for times in latency.layers_ms.values())
     monkeypatch.setattr(
         "ultra_mq.search.probing.time_artefacts", lambda *_: pytest.fail("latencies come from the cache")

@@ -4,7 +4,7 @@
 In: nothing. Out: errors, formats, whole files, the cache, the terminal, strict schemas.
 """
 
-from ultra_mq.core.cache import Cache, versions
+from ultra_mq.core.cache import Cache, hash_key, versions
 from ultra_mq.core.errors import (
     BackendError,
     BudgetError,
@@ -24,7 +24,7 @@ from ultra_mq.core.files import UNWRITABLE, atomic_path, csv_text, publish, sha2
 from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, FormatName, quantize_config
 from ultra_mq.core.kernels import KernelTime
 from ultra_mq.core.schema import Strict, load_document, validate
-from ultra_mq.core.terminal import announce, building, console, progress, quiet, shown_log, track, warn
+from ultra_mq.core.terminal import announce, building, console, logger, progress, quiet, shown_log, track, warn
 
 __all__ = [
     "E4M3",
@@ -53,7 +53,9 @@ __all__ = [
     "building",
     "console",
     "csv_text",
+    "hash_key",
     "load_document",
+    "logger",
     "progress",
     "publish",
     "quantize_config",

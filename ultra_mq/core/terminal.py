@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -27,6 +28,8 @@ T = TypeVar("T")
 _NOISY = ("modelopt", "onnx_ir", "torch")
 
 console = Console(stderr=True, highlight=False)
+
+_one_bar = threading.Lock()
 
 
 logger = logging.getLogger("ultra_mq")
@@ -99,14 +102,21 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextlib.contextmanager
 def building(name: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show that an engine is being built, and hand out the function that receives the builder's progress."""
+    if not _one_bar.acquire(blocking=False):
+        # Engines that are built side by side share the console, which shows one of them.
+        yield lambda phase, step, steps: None
+        return
     columns = (SpinnerColumn(), TextColumn("Building {task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task(name, total=None)
+    try:
+        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
+            task = bar.add_task(name, total=None)
 
-        def advance(phase: str, step: int, steps: int) -> None:
-            bar.update(task, description=f"{name}: {phase} {step}/{steps}")
+            def advance(phase: str, step: int, steps: int) -> None:
+                bar.update(task, description=f"{name}: {phase} {step}/{steps}")
 
-        yield advance
+            yield advance
+    finally:
+        _one_bar.release()
 
 
 class _Collector(logging.Handler):

@@ -7,19 +7,22 @@ latencies side by side.
 
 from ultra_mq.measure.accuracy import Accuracy, compare, load_accuracy, points_lost, save_accuracy
 from ultra_mq.measure.bench import Bench, Latency, time_in_turns
-from ultra_mq.measure.bootstrap import bootstrap_agreement, bootstrap_metric
+from ultra_mq.measure.bootstrap import USUAL_CONFIDENCE, Drop, Verdict, bootstrap_agreement, bootstrap_metric
 from ultra_mq.measure.evaluation import evaluate
 from ultra_mq.measure.parity import Parity, Parting, check_parity, compare_layers
 from ultra_mq.measure.tasks import TASK_METRICS, TaskMetrics
 
 __all__ = [
     "TASK_METRICS",
+    "USUAL_CONFIDENCE",
     "Accuracy",
     "Bench",
+    "Drop",
     "Latency",
     "Parity",
     "Parting",
     "TaskMetrics",
+    "Verdict",
     "bootstrap_agreement",
     "bootstrap_metric",
     "check_parity",

@@ -8,8 +8,9 @@ difference, so that it is far surer than either figure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +19,11 @@ from ultra_mq.measure.agreement import match_agreement
 from ultra_mq.measure.predictions import Classifications, Detections, Predictions, require_same_images
 
 DRAWS = 500
+
+USUAL_CONFIDENCE = 0.95
+"""How sure a verdict is where nobody says how sure it has to be."""
+
+Verdict = Literal["holds", "fails", "open"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,39 @@ class Drop:
         low: Lower end of its 95 % interval.
         high: Upper end.
         images: Number of images.
+        deviation: Standard deviation of the loss over the draws.
     """
 
     points: float
     low: float
     high: float
     images: int
+    deviation: float
+
+    def sure_within(self, limit: float) -> float:
+        """Probability that the loss is at most a limit, by a normal distribution around the estimate."""
+        if not self.deviation:
+            return float(self.points <= limit)
+        return 0.5 * (1 + math.erf((limit - self.points) / (self.deviation * math.sqrt(2))))
+
+    def judge(self, limit: float, confidence: float = USUAL_CONFIDENCE) -> Verdict:
+        """Whether the loss keeps to a limit, as sure as asked for; ``open`` where these images cannot tell."""
+        sure = self.sure_within(limit)
+        return "holds" if sure >= confidence else "fails" if sure <= 1 - confidence else "open"
+
+    def images_needed(self, limit: float, confidence: float = USUAL_CONFIDENCE) -> int | None:
+        """Images that would tell, were the loss what it is here: the deviation falls with their square root.
+
+        None where the loss is the limit, which no number of images can tell apart.
+        """
+        from scipy.stats import norm
+
+        if self.points == limit:
+            return None
+        return math.ceil(self.images * (float(norm.ppf(confidence)) * self.deviation / (limit - self.points)) ** 2)
 
 
-def bootstrap_metric(predictions: Predictions, reference: Predictions, seed: int = 0) -> Drop:
+def bootstrap_metric(predictions: Predictions, reference: Predictions, seed: int = 0, draws: int = DRAWS) -> Drop:
     """Points of the task's main metric that are lost from a reference, with their interval.
 
     That is mAP50-95 by Ultralytics' rule, of boxes, masks, keypoints or rotated boxes, and top-1 of classifiers.
@@ -46,20 +76,22 @@ def bootstrap_metric(predictions: Predictions, reference: Predictions, seed: int
         predictions: Of the model under test, with labels.
         reference: Of the float model on the same images, with labels.
         seed: Seed of the draws.
+        draws: Number of draws.
 
     Raises:
         EvaluationError: The two saw different images.
     """
     require_same_images(predictions, reference)
-    return _resample(_scored(predictions), _scored(reference), seed)
+    return _resample(_scored(predictions), _scored(reference), seed, draws)
 
 
-def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: int = 0) -> Drop:
+def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: int = 0, draws: int = DRAWS) -> Drop:
     """Points of agreement with the reference that are lost, with their interval; see ``bootstrap_metric``.
 
     The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect detector.
     """
-    return _resample(_agreeing(predictions, reference), _agreeing(reference, reference), seed)
+    model, itself = _agreeing(predictions, reference), _agreeing(reference, reference)
+    return _resample(model, _Constant(itself.score(np.ones(itself.images)), itself.images), seed, draws)
 
 
 def bootstrap_gap(one: Predictions, other: Predictions, reference: Predictions, seed: int = 0) -> Drop:
@@ -74,7 +106,7 @@ def bootstrap_gap(one: Predictions, other: Predictions, reference: Predictions, 
     Raises:
         EvaluationError: They saw different images.
     """
-    return _resample(_agreeing(one, reference), _agreeing(other, reference), seed)
+    return _resample(_agreeing(one, reference), _agreeing(other, reference), seed, DRAWS)
 
 
 class _Scored(Protocol):
@@ -84,6 +116,16 @@ class _Scored(Protocol):
 
     def score(self, weights: np.ndarray) -> float:
         """Figure in [0, 1] with every image counted ``weights`` times."""
+
+
+class _Constant:
+    """What agrees with itself on whichever images are drawn."""
+
+    def __init__(self, figure: float, images: int) -> None:
+        self.figure, self.images = figure, images
+
+    def score(self, weights: np.ndarray) -> float:
+        return self.figure
 
 
 class _ScoredClasses:
@@ -147,11 +189,12 @@ def _agreeing(found: Predictions, reference: Predictions) -> _Scored:
     return _ScoredObjects(match_agreement(found, reference))
 
 
-def _resample(model: _Scored, reference: _Scored, seed: int) -> Drop:
+def _resample(model: _Scored, reference: _Scored, seed: int, draws: int) -> Drop:
     def lost(weights: np.ndarray) -> float:
         return 100 * (reference.score(weights) - model.score(weights))
 
     generator = np.random.default_rng(seed)
-    draws = generator.multinomial(model.images, np.full(model.images, 1 / model.images), size=DRAWS)
-    low, high = np.percentile([lost(draw) for draw in track(draws, "Resampling images", DRAWS)], (2.5, 97.5))
-    return Drop(lost(np.ones(model.images)), float(low), float(high), model.images)
+    drawn = generator.multinomial(model.images, np.full(model.images, 1 / model.images), size=draws)
+    losses = [lost(weights) for weights in track(drawn, "Resampling images", draws)]
+    low, high = np.percentile(losses, (2.5, 97.5))
+    return Drop(lost(np.ones(model.images)), float(low), float(high), model.images, float(np.std(losses, ddof=1)))

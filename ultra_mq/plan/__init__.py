@@ -7,7 +7,8 @@ least loss within a budget.
 
 from ultra_mq.plan.cost import BITS_MODELS, CostModel, layer_sizes
 from ultra_mq.plan.gradient import measure_sensitivity
-from ultra_mq.plan.latency import LatencyModel, Probe, fit_latency
+from ultra_mq.plan.latency import LatencyModel
+from ultra_mq.plan.latency_fit import BUILD_DEVIATION, Probe, deviations_ms, fit_latency, learn_from
 from ultra_mq.plan.perturb import measure_perturbation
 from ultra_mq.plan.precision_plan import (
     KEPT,
@@ -23,9 +24,11 @@ from ultra_mq.plan.prices import Prices, weight_prices
 from ultra_mq.plan.revision import check_plan, repair_plan, settle_plan
 from ultra_mq.plan.scores import LossName, ScoreMethod, Sensitivity
 from ultra_mq.plan.solve import Choices, Measure, make_choices, solve_choice, solve_plan
+from ultra_mq.plan.structure import probe_choices, structural_choices
 
 __all__ = [
     "BITS_MODELS",
+    "BUILD_DEVIATION",
     "KEPT",
     "Choices",
     "CostModel",
@@ -40,18 +43,22 @@ __all__ = [
     "Sensitivity",
     "check_bits",
     "check_plan",
+    "deviations_ms",
     "fit_latency",
     "layer_sizes",
+    "learn_from",
     "load_plan",
     "make_choices",
     "make_plan",
     "measure_perturbation",
     "measure_sensitivity",
+    "probe_choices",
     "repair_plan",
     "save_plan",
     "settle_plan",
     "solve_choice",
     "solve_plan",
+    "structural_choices",
     "uniform_plan",
     "weight_prices",
 ]

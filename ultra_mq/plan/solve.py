@@ -189,8 +189,8 @@ class _Program:
         self.borders = [
             (source, readers, sign, cost)
             for source, readers in (latency.links if latency else {}).items()
-            for sign, cost in zip((1, -1), latency.border_ms(source) if latency else (), strict=True)
-            if cost > 0
+            for sign, quantized in ((1, False), (-1, True))
+            if latency and (cost := latency.border_ms(source, quantized)) > 0
         ]
         whole = sum(len(options) for _, options in decided)
         self.size = whole + len(self.borders)

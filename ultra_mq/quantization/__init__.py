@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ultra_mq.quantization.apply import apply_formats, correct_biases, load_biases, save_biases, save_checkpoint
 from ultra_mq.quantization.ranges import Calibration, Method, calibrate
 from ultra_mq.quantization.record import read_record
+from ultra_mq.quantization.recovery import Recovery, load_recovered, load_recovery, recover, save_recovery
 
 if TYPE_CHECKING:
     from ultra_mq.quantization.training import QAT, QuantizedYOLO
@@ -19,13 +20,18 @@ __all__ = [
     "Calibration",
     "Method",
     "QuantizedYOLO",
+    "Recovery",
     "apply_formats",
     "calibrate",
     "correct_biases",
     "load_biases",
+    "load_recovered",
+    "load_recovery",
     "read_record",
+    "recover",
     "save_biases",
     "save_checkpoint",
+    "save_recovery",
 ]
 
 

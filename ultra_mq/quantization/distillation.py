@@ -34,19 +34,19 @@ class OutputDistillation:
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Parts of the loss of one batch, times the batch size as Ultralytics wants it; and the parts by name."""
         with torch.no_grad():
-            wanted = _raw(self.teacher(batch["img"]))
-        parts = _loss_parts(_raw(preds), wanted)
+            wanted = raw_outputs(self.teacher(batch["img"]))
+        parts = loss_parts(raw_outputs(preds), wanted)
         return torch.stack(list(parts.values())) * len(batch["img"]), {k: part.detach() for k, part in parts.items()}
 
 
-def _raw(output: Any) -> Any:
+def raw_outputs(output: Any) -> Any:
     """Raw outputs: in eval mode they come beside the decoded ones, and a head with two branches names them."""
     while isinstance(output, (tuple, list)):
         output = output[1]
     return output.get("one2one", output) if isinstance(output, dict) else output
 
 
-def _loss_parts(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
+def loss_parts(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
     """Distance of raw outputs, by name: scalars, mean over the confidence of anchors.
 
     Args:

@@ -33,6 +33,11 @@ class BuildOptions(Strict):
     optimization_level: int | None = Field(
         None, ge=0, le=5, description="0 builds quickly, 5 builds fast engines; TensorRT's default is 3."
     )
+    avg_timing_iterations: int | None = Field(
+        None,
+        ge=1,
+        description="Runs that the builder averages when it times a kernel; more find faster ones more surely.",
+    )
     version_compatible: bool = Field(False, description="Let later versions of TensorRT run the engine.")
     hardware_compatible: bool = Field(False, description="Let other GPUs from Ampere on run the engine.")
     dla_core: int | None = Field(None, ge=0, description="DLA core to run on, with fallback to the GPU.")
@@ -111,6 +116,7 @@ class Engine:
         settings: Settings it was built with.
         layers: What the graph became.
         repaired: Layers left in float because the builder failed on them.
+        tries_ms: Median latencies of all builds of the graph, this one's among them, where there were several.
     """
 
     path: Path
@@ -125,6 +131,7 @@ class Engine:
     settings: dict[str, Any]
     layers: tuple[EngineLayer, ...]
     repaired: tuple[str, ...] = ()
+    tries_ms: tuple[float, ...] = ()
 
     @property
     def runtime_name(self) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnx
 
 
+
 def build_engine(
     onnx_file: Path,
     path: Path,
@@ -103,12 +104,15 @@ def build_engine(
 def _choose_precisions(graph: onnx.ModelProto) -> list[tuple[str, str]]:
     """Types for a weakly typed builder: box decode in FP32, every other layer that is not quantized in FP16.
 
+    What TensorRT adds of its own is told nothing: with the shuffles of decode's constants in FP16, TensorRT 8.6 put
+    reformats around box decode that made YOLO11n 7 % slower on an H100 (docs/results/latency.md).
+
     In a Q/DQ graph only convolutions and matrix products are told: what stands between them must stay free to be fused
     into INT8 kernels.
     """
     rules = [(pattern, "FLOAT") for pattern in decode_patterns(graph)]
     if not _is_quantized(graph):
-        return [*rules, ("", "HALF")]
+        return [*rules, (r"^(?!\(Unnamed )", "HALF")]
     dequantized = {out for node in graph.graph.node if node.op_type == "DequantizeLinear" for out in node.output}
     floats = [node.name for node in graph.graph.node if node.op_type in LAYER_OPS and node.input[0] not in dequantized]
     return rules + [(f"^{re.escape(name)}$", "HALF") for name in floats]

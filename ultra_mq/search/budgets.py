@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ultra_mq.plan import CostModel, Measure, PrecisionPlan, solve_choice
+from ultra_mq.plan import BUILD_DEVIATION, Measure, PrecisionPlan, solve_choice
+from ultra_mq.search.outcome import Search, explain, judge
+from ultra_mq.search.race import race
 from ultra_mq.search.verify import FLOAT_STEP, Step, Verifier, open_verifier
-from ultra_mq.session import Metric, Session, Variant, plan_variant
+from ultra_mq.session import Session, Variant, plan_variant
 
 MAX_EVALUATIONS = 6
 
@@ -33,51 +34,6 @@ CORRECTIONS = 4
 
 FINALISTS = 2
 """Plans beside the uniform ones that are timed side by side at the end."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search found.
-
-    Attributes:
-        budgets: Name of each budget to its limit.
-        metric: What the ``drop`` of a step counts.
-        cost_model: What was kept low.
-        runtime: Runtime that plans were proven and timed on, by its name in a recipe.
-        target: The same for the reader, with version and device.
-        steps: Every plan that was measured, in the order of measurement.
-        chosen: The plan that was taken.
-        met: Whether it meets every budget; where none does it is the nearest.
-        findings: What the user should know, in sentences.
-        evaluations: Plans whose accuracy was measured, without the float model.
-        predictions: Name of a plan to predicted and measured milliseconds, probes among them; none was predicted from
-            its own measurement, but for the uniform ones.
-    """
-
-    budgets: dict[str, float]
-    metric: Metric
-    cost_model: CostModel
-    runtime: str
-    target: str
-    steps: tuple[Step, ...]
-    chosen: Step
-    met: bool
-    findings: tuple[str, ...]
-    evaluations: int
-    predictions: dict[str, tuple[float, float]]
-
-    @property
-    def rank_correlation(self) -> float | None:
-        """Spearman's, of predicted and measured latencies; None below three plans."""
-        from scipy.stats import spearmanr
-
-        pairs = list(self.predictions.values())
-        return float(spearmanr(*zip(*pairs, strict=True))[0]) if len(pairs) > 2 else None
-
-    @property
-    def largest_error(self) -> float:
-        """Largest error of a predicted latency, as a share of the measured one."""
-        return max((abs(predicted / measured - 1) for predicted, measured in self.predictions.values()), default=0.0)
 
 
 def find_plan(session: Session, variant: Variant) -> PrecisionPlan:
@@ -102,7 +58,8 @@ def search(session: Session, variant: Variant) -> Search:
     verifier = open_verifier(session, variant)
     findings: list[str] = []
     if variant.max_drop is not None:
-        findings += _spend_accuracy(verifier, variant.max_drop)
+        spend = race if verifier.cost_model == "latency" else _spend_accuracy
+        findings += spend(verifier, variant.max_drop)
         if verifier.choices.latency:
             verifier.time(_finalists(verifier))
             _evaluate_fast_uniform(verifier)
@@ -119,9 +76,10 @@ def search(session: Session, variant: Variant) -> Search:
         steps=steps,
         chosen=chosen,
         met=met,
-        findings=(*findings, *_explain(verifier, chosen, met)),
+        findings=(*findings, *explain(verifier, chosen, met)),
         evaluations=sum(step.drop is not None and step.name != FLOAT_STEP for step in steps),
         predictions={**_probe_predictions(verifier), **verifier.predictions},
+        verdict=judge(verifier, chosen),
     )
 
 
@@ -200,7 +158,8 @@ def _finalists(verifier: Verifier) -> list[Step]:
         for step in verifier.steps.values()
         if step.drop is not None and step.drop <= limit and step.name not in {known.name for known in uniform}
     ]
-    return [*uniform, *sorted(holding, key=lambda step: step.cost)[:FINALISTS]]
+    fastest = sorted(holding, key=lambda step: (verifier.latency_ms(step), step.cost))
+    return [*uniform, *fastest[:FINALISTS]]
 
 
 def _evaluate_fast_uniform(verifier: Verifier) -> None:
@@ -233,8 +192,13 @@ def _fit_into_latency(verifier: Verifier) -> None:
 
 
 def _probe_predictions(verifier: Verifier) -> dict[str, tuple[float, float]]:
-    observed = verifier.choices.latency.observed if verifier.choices.latency else ()
-    return {f"probe {number}": pair for number, pair in enumerate(observed, start=1)}
+    timed = verifier.choices.latency.timed if verifier.choices.latency else ()
+    known = {*verifier.predictions, *verifier.session.recipe.formats}
+    return {
+        one.name: (one.predicted_ms, one.latency_ms)
+        for one in timed
+        if one.predicted_ms is not None and one.name not in known
+    }
 
 
 def _choose(verifier: Verifier) -> tuple[Step, bool]:
@@ -251,7 +215,14 @@ def _choose(verifier: Verifier) -> tuple[Step, bool]:
         return _slowness(step)
 
     if holding := [step for step in steps if verifier.holds(step)]:
-        return min(holding, key=loss if max_drop is None else cost), True
+        if max_drop is None or verifier.cost_model != "latency":
+            return min(holding, key=loss if max_drop is None else cost), True
+        # What is not surely faster than float is no reason to quantize, and what differs by less than builds of one
+        # graph do is no faster; agreement tells such plans apart.
+        sure = [step for step in holding if (step.speedup_interval or (1.0,))[0] >= 1] or holding
+        fastest = min(map(cost, sure))
+        equal = [step for step in sure if cost(step) <= fastest * (1 + BUILD_DEVIATION)]
+        return max(equal, key=lambda step: (step.agreement or 0.0, -cost(step))), True
     if accurate := [step for step in steps if max_drop is not None and step.drop is not None and step.drop <= max_drop]:
         return min(accurate, key=_slowness), False
     if max_drop is None:
@@ -262,24 +233,3 @@ def _choose(verifier: Verifier) -> tuple[Step, bool]:
 def _slowness(step: Step) -> float:
     """Latency in units of float's in the same rounds."""
     return 1 / step.speedup if step.speedup else math.inf
-
-
-def _explain(verifier: Verifier, chosen: Step, met: bool) -> list[str]:
-    """What was found, in sentences."""
-    lines = []
-    for option in verifier.session.recipe.formats:
-        uniform = verifier.steps.get(option)
-        if uniform and uniform.speedup_interval and uniform.speedup_interval[1] < 1:
-            low, high = uniform.speedup_interval
-            lines.append(
-                f"{option.upper()} throughout does not pay on {verifier.target.title}: it runs at {low:.2f} to "
-                f"{high:.2f} times the speed of float."
-            )
-    if met and not chosen.plan.quantized:
-        lines.append("The best model within the budgets is the float model; there is nothing to gain from quantizing.")
-    if not met:
-        asked = ", ".join(f"{name}={value:g}" for name, value in verifier.variant.budgets.items())
-        reached = [f"loses {chosen.drop:.2f} points"] if chosen.drop is not None else []
-        reached += [f"takes {chosen.latency_ms:.4g} ms"] if chosen.latency_ms is not None else []
-        lines.append(f"No plan that was tried meets {asked}. The nearest {' and '.join(reached)}.")
-    return lines

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import random
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -12,40 +11,27 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from ultra_mq.core import FLOAT, BackendError
-from ultra_mq.plan import LatencyModel, PrecisionPlan, Probe, fit_latency, make_plan, uniform_plan
+from ultra_mq.plan import LatencyModel, PrecisionPlan, Probe, fit_latency, make_plan, probe_choices, uniform_plan
 from ultra_mq.session import (
     Artefacts,
     Session,
     Target,
     calibrate_layers,
-    decision_groups,
     float_artefacts,
     prices_of,
     time_artefacts,
 )
 
 PROFILED_RUNS = 20
-SWITCH = (0.5, 0.15)
-"""Chance that a group differs from the one before it, in turns: mixtures with many borders and with few."""
 
 
 def probe_plans(session: Session) -> dict[str, PrecisionPlan]:
-    """Float, each format throughout, and mixtures of groups by the recipe's seed."""
+    """Float, each format throughout, and float up to a stage or from a stage on."""
     model, recipe = session.model, session.recipe
     plans = {option: uniform_plan(model, option, recipe.placement) for option in (FLOAT, *recipe.formats)}
     prices = prices_of(session, "weights")
-    able = {option: plan.quantized for option, plan in plans.items()}
-    for number in range(recipe.latency.probes):
-        draw = random.Random(f"{recipe.seed}-{number}")
-        options = (FLOAT, *recipe.formats)
-        now = draw.choice(options)
-        choice: dict[str, str] = {}
-        for members in decision_groups(session):
-            if draw.random() < SWITCH[number % len(SWITCH)]:
-                now = draw.choice([option for option in options if option != now])
-            choice |= {layer: now for layer in members if layer in able[now]}
-        mixture = make_plan(model, choice, prices, budget_bits=16, why="user", placement=recipe.placement)
-        plans[f"mixture {number + 1}"] = mixture
+    for name, choice in probe_choices(plans[recipe.formats[0]].quantized, recipe.latency.probes).items():
+        plans[name] = make_plan(model, choice, prices, budget_bits=16, why="user", placement=recipe.placement)
     return plans
 
 
@@ -67,8 +53,6 @@ def learn_latency(session: Session, target: Target) -> LatencyModel:
         "formats": recipe.formats,
         "bench": recipe.bench.model_dump(mode="json"),
         "probes": recipe.latency.probes,
-        "groups": recipe.groups,
-        "seed": recipe.seed,
     }
 
     def make(folder: Path) -> None:
@@ -95,9 +79,13 @@ def _measure(session: Session, target: Target) -> LatencyModel:
         if target.engine:
             repaired = made.described_engine(target.engine).repaired
             choice = {layer: option for layer, option in choice.items() if layer not in repaired}
-        kernels = []
-        if name in uniform:
-            with session.stage("Profile"), closing(made.open(target)) as backend:
-                kernels = backend.profile(PROFILED_RUNS)
-        probes.append(Probe(choice, latency.p50_ms, kernels))
-    return fit_latency(session.model, session.recipe.size, {"target": target.title, **target.about}, probes)
+        with session.stage("Profile"), closing(made.open(target)) as backend:
+            kernels = backend.profile(PROFILED_RUNS)
+        probes.append(Probe(name, choice, latency.p50_ms, kernels))
+    return fit_latency(
+        session.model,
+        session.recipe.size,
+        {"target": target.title, **target.about},
+        probes,
+        session.recipe.export.batch,
+    )

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ultra_mq.core import BudgetError
-from ultra_mq.measure import Accuracy, Bench, compare, points_lost
-from ultra_mq.plan import Choices, CostModel, Measure, PrecisionPlan, make_plan, solve_choice
+from ultra_mq.core import BudgetError, announce
+from ultra_mq.measure import Accuracy, Bench, Drop, bootstrap_agreement, bootstrap_metric, compare, points_lost
+from ultra_mq.plan import Choices, CostModel, Measure, PrecisionPlan, learn_from, make_plan, solve_choice
 from ultra_mq.prepare import uniform_formats
 from ultra_mq.search.probing import learn_latency
 from ultra_mq.session import (
@@ -29,6 +30,9 @@ from ultra_mq.session import (
 
 FLOAT_STEP = "float"
 
+DRAWS = 200
+"""Draws for the interval of a plan in a search."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -40,6 +44,9 @@ class Step:
         score: Sum of its scores.
         cost: Bits, or predicted milliseconds, in the cost model of the search.
         drop: Points lost in the metric of the search, negative for a gain; None where it was not evaluated.
+        loss: The same with its interval.
+        agreement: Agreement with the float model, in [0, 1].
+        predicted_ms: Latency predicted before it was measured; None where that does not count.
         latency_ms: Median latency on the target, from the last comparison side by side; None where it was not timed.
         speedup: Float's latency divided by this one's, from the same rounds; 1 for float itself. Milliseconds of
             different comparisons do not compare, a machine is faster at one time than at another; these do.
@@ -51,6 +58,9 @@ class Step:
     score: float
     cost: float
     drop: float | None = None
+    loss: Drop | None = None
+    agreement: float | None = None
+    predicted_ms: float | None = None
     latency_ms: float | None = None
     speedup: float | None = None
     speedup_interval: tuple[float, float] | None = None
@@ -88,7 +98,14 @@ class Verifier:
     def step(self, name: str, choice: Mapping[str, str]) -> Step:
         """A plan with what is predicted of it."""
         plan = plan_of(self.session, self.choices, choice, self.variant.bits, self.variant.budgets)
-        return Step(name, plan, self.choices.measure("score", choice), self.choices.measure(self.cost_model, choice))
+        predicted = self.choices.latency.predict(choice) if self.choices.latency else None
+        return Step(
+            name,
+            plan,
+            self.choices.measure("score", choice),
+            self.choices.measure(self.cost_model, choice),
+            predicted_ms=predicted,
+        )
 
     def uniform(self) -> Iterator[Step]:
         """Float, then every layer in each format."""
@@ -98,9 +115,30 @@ class Verifier:
 
     def evaluate(self, step: Step) -> Step:
         """Measure the loss of a plan on the target."""
-        accuracy = Artefacts(self.session, step.plan).evaluate(f"Evaluating {step.name}", self.target)
+        accuracy, loss = self._measure_loss(step, self.target)
+        known = self.steps.get(step.name, step)
+        lost = f"{loss.points:.2f} points lost ({loss.low:.2f} to {loss.high:.2f})"
+        announce(f"{step.name}: {len(step.plan.quantized)} layers quantized, {lost}")
+        return self._keep(replace(known, drop=loss.points, loss=loss, agreement=accuracy.agreement))
+
+    def loss_of_graph(self, step: Step) -> Drop:
+        """Points that a plan loses on ONNX Runtime, where no engine has to be built for it."""
+        return self._measure_loss(step, host_target(self.session.recipe))[1]
+
+    def latency_ms(self, step: Step) -> float:
+        """Latency of a step in the milliseconds of the float model that all predictions are in; infinite if unknown."""
+        latency = self.choices.learnt_latency()
+        return (latency.float_ms or latency.predict({})) / step.speedup if step.speedup else math.inf
+
+    def _measure_loss(self, step: Step, target: Target) -> tuple[Accuracy, Drop]:
+        accuracy = Artefacts(self.session, step.plan).evaluate(f"Evaluating {step.name}", target)
         compared = compare(accuracy, self.reference.predictions)
-        return self._keep(replace(step, drop=points_lost(compared, self.reference, self.metric)))
+        resample = bootstrap_metric if self.metric == "map" else bootstrap_agreement
+        loss = resample(accuracy.predictions, self.reference.predictions, draws=DRAWS)
+        drop = points_lost(compared, self.reference, self.metric)
+        # Ultralytics' rule for the curve and COCO's differ by a constant, the resampled loss has the former's.
+        loss = replace(loss, points=drop, low=loss.low + drop - loss.points, high=loss.high + drop - loss.points)
+        return compared, loss
 
     def time(self, steps: list[Step]) -> Bench:
         """Time plans side by side, float first; the figures of the last comparison stand."""
@@ -112,9 +150,21 @@ class Verifier:
                 speedup = 1.0 if step.name == measured.reference else latency.speedup
                 timed = replace(known, latency_ms=latency.p50_ms, speedup=speedup)
                 self._keep(replace(timed, speedup_interval=latency.speedup_interval))
-                predicted = self.choices.measure("latency", step.plan.quantized)
-                self.predictions[step.name] = (predicted, latency.p50_ms)
+                self._learn(self.steps[step.name])
         return measured
+
+    def _learn(self, step: Step) -> None:
+        """Correct the prediction by a plan that was measured, in the milliseconds of the float model that it knows."""
+        latency = self.choices.latency
+        if latency is None or step.speedup is None or any(known.name == step.name for known in latency.timed):
+            return
+        latency_ms = self.latency_ms(step)
+        if step.plan.quantized and step.name not in self.predictions and step.predicted_ms is not None:
+            announce(f"{step.name}: {latency_ms:.4g} ms ({step.speedup:.3f}x), {step.predicted_ms:.4g} ms predicted")
+            self.predictions[step.name] = (step.predicted_ms, latency_ms)
+        if latency.timed:
+            learnt = learn_from(latency, step.name, step.plan.quantized, latency_ms)
+            self.choices = replace(self.choices, latency=learnt)
 
     def limits(self) -> dict[Measure, float]:
         """The budgets that a solver can keep to by itself."""
@@ -137,11 +187,20 @@ class Verifier:
     def holds(self, step: Step) -> bool:
         """Whether the measured figures of a step meet every budget."""
         variant = self.variant
-        if variant.max_drop is not None and (step.drop is None or step.drop > variant.max_drop):
+        if variant.max_drop is not None and not self.keeps_loss(step):
             return False
         if variant.max_latency_ms and (step.latency_ms is None or step.latency_ms > variant.max_latency_ms):
             return False
         return not variant.min_speedup or (step.speedup is not None and step.speedup >= variant.min_speedup)
+
+    def keeps_loss(self, step: Step) -> bool:
+        """Whether a step loses no more than allowed: by the estimate, or as surely as the variant asks for."""
+        limit, confidence = self.variant.max_drop, self.variant.confidence
+        if limit is None or step.drop is None:
+            return False
+        if confidence is None or step.loss is None:
+            return step.drop <= limit
+        return step.loss.judge(limit, confidence) == "holds"
 
     def _keep(self, step: Step) -> Step:
         self.steps[step.name] = step

@@ -11,22 +11,18 @@ from ultra_mq.session.recipe import (
     AUTO_DATA,
     DEFAULT_BITS,
     DEFAULT_IMGSZ,
-    Criteria,
-    Metric,
     Recipe,
     Variant,
     apply_override,
-    choose_metric,
     load_recipe,
     make_recipe,
     save_recipe,
 )
-from ultra_mq.session.recipe_sections import EngineSettings
+from ultra_mq.session.recipe_sections import Criteria, EngineSettings, Metric, choose_metric
 from ultra_mq.session.session import Session, open_session, with_recipe
 from ultra_mq.session.stages import (
     calibrate_layers,
     counted_bits,
-    decision_groups,
     open_choices,
     plan_variant,
     prices_of,
@@ -54,7 +50,6 @@ __all__ = [
     "check_fit",
     "choose_metric",
     "counted_bits",
-    "decision_groups",
     "evaluate_file",
     "float_artefacts",
     "host_target",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,13 +39,13 @@ from ultra_mq.measure import (
     load_accuracy,
     save_accuracy,
 )
-from ultra_mq.plan import PrecisionPlan, check_plan
+from ultra_mq.plan import PrecisionPlan
 from ultra_mq.prepare import gpu_index
-from ultra_mq.quantization import apply_formats, correct_biases, load_biases, save_biases, save_checkpoint
-from ultra_mq.runtimes import Backend, CpuRuntime, Engine, Runtime, build, load_engine, open_file
-from ultra_mq.session.measuring import evaluate_file
+from ultra_mq.quantization import Recovery, save_checkpoint
+from ultra_mq.runtimes import Backend, CpuRuntime, Engine, Runtime, build, load_engine, open_file, save_engine
+from ultra_mq.session.measuring import evaluate_file, time_tries
+from ultra_mq.session.quantized import make_module, module_key, recovery_of
 from ultra_mq.session.session import Session
-from ultra_mq.session.stages import calibrate_layers
 from ultra_mq.session.target import Target, host_target
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Artefacts:
         if self.ptq:
             key |= {"ptq": asdict(self.ptq), "images": self._pixels_key}
         elif self.plan and self.plan.quantized:
-            key |= {**self._module_key, "unsigned": session.unsigned}
+            key |= {**module_key(session, self.plan), "unsigned": session.unsigned}
             if self.plan.placement == "onnx":
                 key["images"] = self._pixels_key
         return key
@@ -109,7 +109,40 @@ class Artefacts:
         return self._entry("fp16", self._fp16_key, self._make_fp16) / "fp16.onnx"
 
     def engine(self, runtime: Runtime) -> Path:
-        """Folder with the engine, its description and, after a repair, the graph it was built from."""
+        """Folder with the engine, its description and, after a repair, the graph it was built from.
+
+        Of several tries it is the fastest.
+        """
+        tries = [self.build(runtime, number) for number in range(self.tries(runtime))]
+        if len(tries) == 1:
+            return tries[0]
+        recipe = self.session.recipe
+        depends_on = {"engines": [folder.name for folder in tries], "bench": recipe.bench.model_dump(mode="json")}
+
+        def make(folder: Path) -> None:
+            with self.session.stage("Time"):
+                times_ms = time_tries([path / ENGINE for path in tries], recipe)
+            (folder / "tries.json").write_text(json.dumps(times_ms))
+
+        times_ms: list[float] = json.loads((self._entry("tries", depends_on, make) / "tries.json").read_text())
+        kept = tries[times_ms.index(min(times_ms))]
+        described = load_engine(kept / ENGINE)
+        if described.tries_ms != tuple(times_ms):
+            save_engine(replace(described, tries_ms=tuple(times_ms)))
+        return kept
+
+    def tries(self, runtime: Runtime) -> int:
+        """How often an engine is built; what cannot run here cannot be compared either."""
+        return self.session.recipe.engine.tries if runtime.target == "tensorrt" else 1
+
+    def build(self, runtime: Runtime, number: int = 0, device: int | None = None) -> Path:
+        """Build the engine once, where it is not in the cache.
+
+        Args:
+            runtime: What to build with.
+            number: Number of the try; each has timing caches of its own.
+            device: GPU to build on where it is not the run's own.
+        """
         recipe = self.session.recipe
         settings = recipe.build_settings(runtime.target, self.session.model)
         depends_on = {
@@ -117,7 +150,11 @@ class Artefacts:
             "settings": settings.model_dump(mode="json", exclude={"device"}),
             "repairs": recipe.engine.repairs,
             "runtime": runtime.key,
+            "try": number,
         }
+        caches = self.session.cache.root / "timing"
+        # Builds side by side would overwrite each other's cache.
+        parts = [f"try-{number}"] * (number > 0) + [f"gpu-{device}"] * (device is not None)
 
         def make(folder: Path) -> None:
             typed = self.fp16 if runtime.strongly_typed else None
@@ -125,12 +162,12 @@ class Artefacts:
                 build(
                     self.graph,
                     folder / ENGINE,
-                    settings,
+                    settings if device is None else settings.model_copy(update={"device": device}),
                     runtime=runtime,
                     typed=typed,
                     image=self._image,
                     max_repairs=recipe.engine.repairs,
-                    timing_caches=self.session.cache.root / "timing",
+                    timing_caches=caches.joinpath(*parts),
                 )
 
         return self._entry("engine", depends_on, make)
@@ -184,45 +221,16 @@ class Artefacts:
         return check_parity(torch_accuracy, onnx, reference, compared, recipe.evaluation.max_parity_gap)
 
     def module(self) -> nn.Module:
-        """The plan carried out on the torch model, calibrated, with bias correction where the recipe wants it.
-
-        Raises:
-            PlanError: The plan belongs to another model.
-        """
+        """The plan carried out on the torch model, see ``make_module``."""
         assert self.plan is not None
-        session, recipe = self.session, self.session.recipe
-        check_plan(self.plan, session.model)
-        placement = self.plan.placement
-        calibration = calibrate_layers(session, placement)
-        quantized = self.plan.quantized
-        module = apply_formats(
-            session.model, quantized, calibration, placement=placement, reduce_range=session.reduce_range
-        )
-        if images := recipe.calibration.bias_correction if quantized else 0:
+        return make_module(self.session, self.plan)
 
-            def make(folder: Path) -> None:
-                batches = session.calibration_batches(images)
-                save_biases(correct_biases(module, session.model.module, quantized, batches), folder)
-
-            # Another number of threads rounds otherwise, and a graph must have the biases of its torch model.
-            load_biases(module, self._entry("biases", {**self._module_key, "device": session.device}, make))
-        return module
-
-    @property
-    def _module_key(self) -> dict[str, Any]:
-        """What the quantized torch model depends on."""
-        assert self.plan is not None
-        session = self.session
-        images = session.recipe.calibration.bias_correction
-        return {
-            "model": session.model.fingerprint,
-            "imgsz": session.recipe.size,
-            "formats": self.plan.quantized,
-            "placement": self.plan.placement,
-            "calibration": asdict(calibrate_layers(session, self.plan.placement)),
-            "correction": session.calibration_batches(images).fingerprint if images else None,
-            "reduce_range": session.reduce_range,
-        }
+    def recovery(self) -> Recovery | None:
+        """What the recovery of the quantized model came to; None where there was none."""
+        if self.plan is None or not self.plan.quantized or not self.session.recipe.recover.enabled:
+            return None
+        _ = self.graph  # making it recovers the model
+        return recovery_of(self.session, self.plan)
 
     @property
     def _fp16_key(self) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import queue
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ultra_mq.core import BackendError, sha256_of
+from ultra_mq.core import BackendError, logger, sha256_of
 from ultra_mq.measure import Accuracy, Bench, evaluate, load_accuracy, save_accuracy, time_in_turns
 from ultra_mq.prepare import gpu_index
-from ultra_mq.runtimes import Backend, CpuRuntime, open_file
+from ultra_mq.runtimes import Backend, CpuRuntime, Runtime, TensorRt, open_file
+from ultra_mq.session.recipe import Recipe
 from ultra_mq.session.session import Session
 from ultra_mq.session.target import Target
 
@@ -41,11 +44,60 @@ def evaluate_file(session: Session, path: Path, label: str, target: Target) -> A
     return load_accuracy(session.cache.folder("accuracy", depends_on, make))
 
 
+def build_engines(session: Session, artefacts: Iterable[Artefacts], runtime: Runtime) -> None:
+    """Build engines side by side, one on each GPU of ``engine.build_on``; what fails there fails again when asked for.
+
+    Args:
+        session: The run.
+        artefacts: What to build the engines of.
+        runtime: What to build with.
+    """
+    devices = session.recipe.engine.build_on
+    if devices is None or runtime.target != "tensorrt":
+        return
+    free: queue.Queue[int] = queue.Queue()
+    for device in devices:
+        free.put(device)
+
+    def build(made: Artefacts, number: int) -> None:
+        device = free.get()
+        try:
+            made.build(runtime, number, device)
+        except BackendError as error:
+            logger.debug("%s", error)
+        finally:
+            free.put(device)
+
+    waiting = []
+    with ThreadPoolExecutor(len(devices)) as pool:
+        for made in artefacts:
+            # Torch makes the graphs, one after another; builders need no more than them.
+            _ = made.graph, made.fp16 if runtime.strongly_typed else None
+            waiting += [pool.submit(build, made, number) for number in range(made.tries(runtime))]
+        for one in waiting:
+            one.result()
+
+
+def time_tries(engines: Sequence[Path], recipe: Recipe) -> list[float]:
+    """Median milliseconds of several builds of one graph, timed in turns."""
+    with ExitStack() as stack:
+        backends = {
+            str(number): stack.enter_context(TensorRt(path, recipe.engine.trt_python, device=gpu_index(recipe.device)))
+            for number, path in enumerate(engines)
+        }
+        bench = time_in_turns(backends, max(recipe.bench.rounds, 1), recipe.bench.engine_runs, None)
+    if bench.errors:
+        raise BackendError(f"A build could not be timed: {next(iter(bench.errors.values()))}")
+    return [bench.latencies[name].p50_ms for name in backends]
+
+
 def time_artefacts(session: Session, artefacts: Mapping[str, Artefacts], target: Target) -> Bench:
     """Time models side by side on the target, the first one as the reference; what cannot be opened is left out."""
     settings = session.recipe.bench
     runs = settings.engine_runs if target.engine else settings.runs
     broken: dict[str, str] = {}
+    if target.engine:
+        build_engines(session, artefacts.values(), target.engine)
     with ExitStack() as stack:
         backends: dict[str, Backend] = {}
         for name, made in artefacts.items():

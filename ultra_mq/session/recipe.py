@@ -16,26 +16,17 @@ from ultra_mq.plan import CostModel, check_bits
 from ultra_mq.prepare import ImageSize, Placement, PreparedModel, gpu_index, height_width, size_text
 from ultra_mq.runtimes import BuildOptions, BuildSettings, EngineTarget
 from ultra_mq.session.recipe_sections import (
+    METRIC_HELP,
     BenchSettings,
     CalibrationSettings,
+    Criteria,
     EngineSettings,
     EvaluationSettings,
     ExportSettings,
     LatencySettings,
+    Metric,
+    RecoverySettings,
     SensitivitySettings,
-)
-
-Metric = Literal["map", "agreement"]
-
-
-def choose_metric(asked: Metric | None, *, labelled: bool) -> Metric:
-    """What accuracy is counted in where a user does not say: the task's own metric where there are labels for one."""
-    return asked or ("map" if labelled else "agreement")
-
-
-METRIC_HELP = (
-    "`map`, the task's main metric (mAP50-95 of boxes, masks, keypoints or rotated boxes, top-1 of classifiers), or "
-    "`agreement` with the float model; `map` where the data has labels."
 )
 
 AUTO_DATA = "auto"
@@ -50,16 +41,6 @@ RESERVED_NAMES = ("fp32", "accuracy", "search")
 
 DEFAULT_BITS = 9.0
 """Budget where a user names none: a bit above all INT8 buys back most of what it loses."""
-
-
-class Criteria(Strict):
-    """When a model is good enough; the report says which ones are."""
-
-    device: str | None = Field(None, description="Part of the name of the device that it must have been timed on.")
-    max_drop: float | None = Field(None, ge=0, description="Points of the metric that may be lost.")
-    metric: Metric | None = Field(None, description=METRIC_HELP)
-    max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
-    min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
 
 
 class Variant(Strict):
@@ -79,6 +60,13 @@ class Variant(Strict):
     )
     max_drop: float | None = Field(
         None, ge=0, description="Budget of a `mixed` variant: points of the metric that may be lost, 0.5 say."
+    )
+    confidence: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="How sure a plan must be to keep to `max_drop`, 0.9 say; by default the estimate decides, and the "
+        "report says how sure it is.",
     )
     metric: Metric | None = Field(
         None,
@@ -117,6 +105,10 @@ class Recipe(Strict):
         description="Whatever Ultralytics takes as data: YAML, folder, NDJSON; calibrates on train, evaluates on val. "
         "`auto` is what the checkpoint was trained on, where that is here, else Ultralytics' small COCO for models "
         "with COCO's classes.",
+    )
+    agreement_data: str | None = Field(
+        None,
+        description="Folder of further images, which need no labels; a search counts agreement on them and on val.",
     )
     imgsz: int | tuple[int, int] | None = Field(
         None,
@@ -174,6 +166,7 @@ class Recipe(Strict):
     )
     calibration: CalibrationSettings = Field(CalibrationSettings(), description="How ranges are found.")
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="How layers are scored.")
+    recover: RecoverySettings = Field(RecoverySettings(), description="Label-free recovery of quantized models.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is proven.")
     latency: LatencySettings = Field(LatencySettings(), description="How latency is predicted.")
     export: ExportSettings = Field(ExportSettings(), description="Which shapes graphs and engines take.")

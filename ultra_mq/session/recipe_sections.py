@@ -15,6 +15,30 @@ from ultra_mq.runtimes import BuildOptions
 Shape = tuple[int, int, int, int]
 
 
+Metric = Literal["map", "agreement"]
+
+
+def choose_metric(asked: Metric | None, *, labelled: bool) -> Metric:
+    """What accuracy is counted in where a user does not say: the task's own metric where there are labels for one."""
+    return asked or ("map" if labelled else "agreement")
+
+
+METRIC_HELP = (
+    "`map`, the task's main metric (mAP50-95 of boxes, masks, keypoints or rotated boxes, top-1 of classifiers), or "
+    "`agreement` with the float model; `map` where the data has labels."
+)
+
+
+class Criteria(Strict):
+    """When a model is good enough; the report says which ones are."""
+
+    device: str | None = Field(None, description="Part of the name of the device that it must have been timed on.")
+    max_drop: float | None = Field(None, ge=0, description="Points of the metric that may be lost.")
+    metric: Metric | None = Field(None, description=METRIC_HELP)
+    max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
+    min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
+
+
 class CalibrationSettings(Strict):
     """How the ranges of the quantizers are found."""
 
@@ -30,6 +54,14 @@ class CalibrationSettings(Strict):
         "`runtime` is such a CPU by default.",
     )
     bias_correction: int = Field(16, ge=0, description="Images for bias correction; 0 leaves the biases alone.")
+
+
+class RecoverySettings(Strict):
+    """How a quantized network learns again what the float one says, before it is exported; needs no labels."""
+
+    enabled: bool = Field(False, description="Recover every quantized model, which takes a GPU a minute.")
+    images: int = Field(160, ge=2, description="Images of the train split to learn from; a fifth of them is held out.")
+    epochs: int = Field(20, ge=1, description="Passes over the images.")
 
 
 class SensitivitySettings(Strict):
@@ -96,7 +128,16 @@ class BenchSettings(Strict):
 class LatencySettings(Strict):
     """How the latency of a plan is predicted."""
 
-    probes: int = Field(4, ge=0, description="Mixtures that are measured to learn what borders between formats cost.")
+    probes: int = Field(
+        4,
+        ge=0,
+        le=10,
+        description="Plans with the first or last stages in float that are measured to learn what layers and borders "
+        "between formats cost.",
+    )
+    builds: int = Field(
+        6, ge=0, description="Plans that a search for the fastest model within a loss builds after them, at most."
+    )
 
 
 class EngineSettings(BuildOptions):
@@ -105,6 +146,18 @@ class EngineSettings(BuildOptions):
     target: Literal["auto", "tensorrt", "rtx", "none"] = Field(
         "auto",
         description="`tensorrt`, `rtx` (TensorRT-RTX), `none`, or `auto`: TensorRT where it works, else TensorRT-RTX.",
+    )
+    tries: int = Field(
+        1,
+        ge=1,
+        description="How often TensorRT builds each engine, every time anew; the fastest is kept, and the report says "
+        "how far the builds are apart.",
+    )
+    build_on: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Numbers of the GPUs that build engines side by side; they must be of the kind that the engines "
+        "run on. The run's own GPU by default.",
     )
     repairs: int = Field(4, ge=0, description="How often layers that fail to build may be put back to float.")
     min_agreement: float = Field(

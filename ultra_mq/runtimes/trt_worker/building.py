@@ -18,6 +18,9 @@ from typing import Any
 from .cuda import Failure
 from .log import Log
 
+EFFORT = {"optimization_level": "builder_optimization_level", "avg_timing_iterations": "avg_timing_iterations"}
+"""Settings to what TensorRT calls them."""
+
 
 class Builder:
     """Builds engines.
@@ -75,14 +78,11 @@ class Builder:
         trt = self.trt
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if settings.get("workspace_gb"):
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings["workspace_gb"] * 2**30))
-        if settings.get("optimization_level") is not None:
-            config.builder_optimization_level = settings["optimization_level"]
-        for name in settings.get("flags", []):
-            config.set_flag(self._member(trt.BuilderFlag, name))
+        self._set_effort(config, settings)
         if settings.get("hardware_compatible"):
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        for name in settings.get("flags", []):
+            config.set_flag(self._member(trt.BuilderFlag, name))
         if settings.get("tactic_sources") is not None:
             sources = [self._member(trt.TacticSource, name) for name in settings["tactic_sources"]]
             config.set_tactic_sources(sum(1 << int(source) for source in sources))
@@ -106,6 +106,14 @@ class Builder:
         if settings.get("precisions") and not self.strongly_typed:
             self._constrain(network, config, settings["precisions"])
         return config
+
+    def _set_effort(self, config: Any, settings: dict[str, Any]) -> None:
+        """Memory and time that the builder may spend."""
+        if settings.get("workspace_gb"):
+            config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, int(settings["workspace_gb"] * 2**30))
+        for setting, name in EFFORT.items():
+            if settings.get(setting) is not None:
+                setattr(config, name, settings[setting])
 
     def _use_cache(self, config: Any, path: Path) -> None:
         for content in (path.read_bytes() if path.exists() else b"", b""):
