@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ultra_mq.core import UltraMQError
-    from ultra_mq.jobs import autoquant, callback, load, quantize, run_recipe
+    from ultra_mq.jobs import autoquant, callback, load, quantize, recover, run_recipe
     from ultra_mq.plan import PrecisionPlan, load_plan, save_plan
     from ultra_mq.quantization import QAT
     from ultra_mq.report import Report
@@ -30,6 +30,7 @@ __all__ = [
     "load_plan",
     "load_recipe",
     "quantize",
+    "recover",
     "run_recipe",
     "save_plan",
 ]
@@ -46,6 +47,7 @@ _HOMES = {
     "load_plan": "plan",
     "load_recipe": "session",
     "quantize": "jobs",
+    "recover": "jobs",
     "read_record": "quantization",  # named by checkpoints, see quantization/record.py
     "run_recipe": "jobs",
     "save_plan": "plan",

@@ -24,7 +24,11 @@ def images(data):
 
 
 def amax_of(module):
-    return {name: float(value) for name, value in module.state_dict().items() if name.endswith("_amax") and value.numel() == 1}
+    return {
+        name: float(value)
+        for name, value in module.state_dict().items()
+        if name.endswith("_amax") and value.numel() == 1
+    }
 
 
 def test_what_is_learnt_holds_on_images_held_out(quantized, model, images):

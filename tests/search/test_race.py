@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from ultra_mq.measure.bench import Bench, Latency
+from ultra_mq.measure.bootstrap import Drop, describe_loss
 from ultra_mq.plan.latency import LatencyModel, Timed
 from ultra_mq.plan.scores import Sensitivity
 from ultra_mq.plan.structure import stage_of
 from ultra_mq.search.budgets import search
-from ultra_mq.search.outcome import describe_loss
 from ultra_mq.session.artefacts import Artefacts, float_artefacts
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
@@ -28,7 +28,8 @@ def run(weights, shapes, monkeypatch):
     def hunt(loss, border=0.0, believed=0.0, gain=0.5, max_drop=1.0, spread=0.005, **settings):
         document = {
             "model": str(weights), "data": str(shapes), "imgsz": 160, "runtime": "onnxruntime", "cost_model": "latency",
-            "calibration": {"images": 8, "bias_correction": 0}, "variants": [{"name": "found", "max_drop": max_drop, **settings.pop("variant", {})}], **settings,
+            "calibration": {"images": 8, "bias_correction": 0},
+            "variants": [{"name": "found", "max_drop": max_drop, **settings.pop("variant", {})}], **settings,
         }  # fmt: skip
         session = open_session(make_recipe(document))
         layers = [layer.name for layer in session.model.quantizable]
@@ -38,7 +39,7 @@ def run(weights, shapes, monkeypatch):
 
         def changes(choice):
             kinds = [all(layer in choice for layer in layers if stage_of(layer) == stage) for stage in stages]
-            return sum(one != other for one, other in zip(kinds, kinds[1:], strict=False))
+            return sum(one != other for one, other in itertools.pairwise(kinds))
 
         def true_ms(choice):
             return len(layers) - gain * len(choice) + border * changes(choice)
@@ -125,8 +126,6 @@ def test_a_loss_has_an_interval_and_a_verdict(run):
 
 
 def test_a_coin_toss_is_called_one():
-    from ultra_mq.measure.bootstrap import Drop
-
     said = describe_loss(Drop(0.28, -0.7, 1.2, 114, 0.5), 0.3)
     assert "whether it holds 0.3 points cannot be told, 52 % sure that it does" in said
     assert "images would be needed to be 95 % sure" in said
@@ -139,9 +138,9 @@ def test_what_a_user_wants_to_be_sure_of(run, monkeypatch):
     losses = {"model.0": 2.0, "model.1": 0.9}
     from ultra_mq.search import verify
 
-    real = verify.bootstrap_metric
+    real = verify.bootstrap_loss
     monkeypatch.setattr(
-        "ultra_mq.search.verify.bootstrap_metric",
+        "ultra_mq.search.verify.bootstrap_loss",
         lambda *args, **kwargs: dataclasses.replace(real(*args, **kwargs), deviation=0.5),
     )
     _, estimate = run(losses)

@@ -61,6 +61,7 @@ cpu_runtime = click.option(
 )
 cost = field_option(Recipe, "cost_model", "--cost", "cost_model", type=choice(CostModel))
 target = field_option(Recipe, "runtime", "--runtime", type=choices_of(Recipe, "runtime"))
+recover = click.option("--recover", is_flag=True, help="Let quantized models learn again what the float one says.")
 metric = field_option(Variant, "metric", "--metric", type=choice(Metric))
 
 
@@ -70,13 +71,16 @@ def budgets(function: Callable[..., None]) -> Callable[..., None]:
         field_option(Variant, "bits", "--bits", type=float),
         field_option(Variant, "max_drop", "--max-drop", type=click.FloatRange(min=0)),
         metric,
+        field_option(
+            Variant, "confidence", "--confidence", type=click.FloatRange(0.5, 1, min_open=True, max_open=True)
+        ),
         field_option(Variant, "max_latency_ms", "--max-latency", "max_latency_ms", type=float, metavar="MS"),
         field_option(Variant, "min_speedup", "--min-speedup", type=float),
     )
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        names = ("bits", "max_drop", "metric", "max_latency_ms", "min_speedup")
+        names = ("bits", "max_drop", "metric", "confidence", "max_latency_ms", "min_speedup")
         given = {name: value for name in names if (value := kwargs.pop(name)) is not None}
         function(*args, budgets=given, **kwargs)
 

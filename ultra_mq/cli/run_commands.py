@@ -22,6 +22,7 @@ from ultra_mq.cli.options import (
     cost,
     formats,
     placement,
+    recover,
     target,
     trt_python,
 )
@@ -48,13 +49,15 @@ def main() -> None:
 @click.option("--strict", is_flag=True, help="Refuse bits below what the formats can reach.")
 @placement
 @formats
+@recover
 @command_options
 def autoquant(
-    weights: str, overrides: tuple[str, ...], budgets: dict[str, Any], as_json: bool, **settings: Any
+    weights: str, overrides: tuple[str, ...], budgets: dict[str, Any], recover: bool, as_json: bool, **settings: Any
 ) -> None:
     """Score, plan, quantize, export, prove and report: WEIGHTS under budgets of bits, accuracy or latency."""
     from ultra_mq.jobs import autoquant_recipe, run_recipe
 
+    settings |= {"recover": {"enabled": True}} if recover else {}
     _print_report(run_recipe(autoquant_recipe(weights, budgets, settings, list(overrides))), as_json)
 
 

@@ -98,11 +98,16 @@ def sensitivity(
 @click.option("--max-drop", type=float, help="Points of the metric that may be lost.")
 @metric
 @click.option("--min-speedup", type=float, help="Smallest speed-up over FP16 (engines) or FP32 (CPU).")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+    help="How sure --max-drop must be kept to, 0.95 say; what the images cannot tell fails then.",
+)
 @click.option("--variant", help="Variant to check; the last one of the report by default.")
 @command_options
 def gate(
-    results: Path, max_drop: float | None, metric: Metric | None, min_speedup: float | None, variant: str | None,
-    as_json: bool,
+    results: Path, max_drop: float | None, metric: Metric | None, min_speedup: float | None,
+    confidence: float | None, variant: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold a report against limits; exits with 1 where one fails beyond the noise of images and timing."""
     from dataclasses import asdict
@@ -111,7 +116,9 @@ def gate(
 
     if max_drop is None and min_speedup is None:
         raise click.UsageError("Name a limit: --max-drop, --min-speedup, or both.")
-    name, checks = check_report(results, variant=variant, max_drop=max_drop, metric=metric, min_speedup=min_speedup)
+    name, checks = check_report(
+        results, variant=variant, max_drop=max_drop, metric=metric, min_speedup=min_speedup, confidence=confidence
+    )
     if as_json:
         click.echo(json.dumps({"variant": name, "checks": [asdict(check) for check in checks]}, indent=2))
     else:

@@ -4,9 +4,10 @@
 In: a ``Recipe`` or a ``Sweep``. Out: run folders; also the functions of the Python API.
 """
 
-from ultra_mq.jobs.api import autoquant, autoquant_recipe, callback, compare_recipe, load, ptq_file, quantize
+from ultra_mq.jobs.api import autoquant, autoquant_recipe, callback, compare_recipe, load, quantize, recover
 from ultra_mq.jobs.exported_data import data_of, described, image_for, take_task
 from ultra_mq.jobs.pipeline import make_run_folder, run_recipe
+from ultra_mq.jobs.ptq_job import ptq_file
 from ultra_mq.jobs.sweep.study import run_sweep
 from ultra_mq.jobs.sweep.sweep_file import load_sweep
 from ultra_mq.jobs.sweep.sweep_report import best_trials, write_sweep_report
@@ -25,6 +26,7 @@ __all__ = [
     "make_run_folder",
     "ptq_file",
     "quantize",
+    "recover",
     "run_recipe",
     "run_sweep",
     "take_task",

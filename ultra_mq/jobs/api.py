@@ -4,34 +4,38 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ultra_mq.core import Cache, RecipeError, warn
-from ultra_mq.graph import (
-    Graph,
-    PtqSettings,
-    describe_graph,
-    export_onnx,
-    load_calibration,
-    ptq,
-    save_calibration,
-)
-from ultra_mq.jobs.exported_data import data_of
+from ultra_mq.core import Cache, ModelError, RecipeError, warn
 from ultra_mq.jobs.pipeline import run_recipe, settle
 from ultra_mq.plan import PrecisionPlan
-from ultra_mq.prepare import Batches, Data, choose, prepare_model, size_text, torch_device
+from ultra_mq.prepare import (
+    Batches,
+    choose,
+    load_data,
+    load_images,
+    prepare_model,
+    torch_device,
+)
 from ultra_mq.report import Report
-from ultra_mq.runtimes import read_exported
-from ultra_mq.session import AUTO_DATA, DEFAULT_BITS, Artefacts, Metric, Recipe, make_recipe, open_session, plan_variant
+from ultra_mq.session import (
+    AUTO_DATA,
+    DEFAULT_BITS,
+    Artefacts,
+    Metric,
+    Recipe,
+    complete_recipe,
+    make_recipe,
+    open_session,
+    plan_variant,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
-    from ultra_mq.quantization import QuantizedYOLO
+    from ultra_mq.quantization import QuantizedYOLO, Recovery
 
 ModelT = TypeVar("ModelT", bound="nn.Module")
 
@@ -87,6 +91,59 @@ def quantize(
     return model
 
 
+def recover(
+    model: nn.Module,
+    images: str | Path,
+    *,
+    reference: nn.Module | str | Path | None = None,
+    number: int = 160,
+    epochs: int = 20,
+    **settings: Any,
+) -> Recovery:
+    """Let a quantized model learn again what its float one says; needs no labels, and never makes it worse.
+
+    Args:
+        model: A ``YOLO`` that ``quantize`` made, or one opened from a quantized checkpoint; it is changed in place.
+        images: Whatever Ultralytics takes as data, whose train split is used, or a folder of images without labels.
+        reference: The float model or its checkpoint; by default the checkpoint that ``model`` was loaded from.
+        number: Images to learn from; a fifth of them is held out, to choose the best epoch by.
+        epochs: Passes over the images.
+        **settings: Further keys of a recipe, such as ``imgsz=320`` or ``device="0"``.
+
+    Returns:
+        The held-out losses, and which epoch was kept; 0 for the model as it was.
+
+    Raises:
+        UltraMQError: The model, its float one or the images cannot be used; the model is unchanged then.
+
+    Examples:
+        >>> model = ultra_mq.quantize(YOLO("yolo11n.pt"), bits=8, data="coco128.yaml")
+        >>> ultra_mq.recover(model, "coco128.yaml")
+    """
+    from ultralytics import YOLO
+
+    from ultra_mq.quantization import recover as recover_module
+
+    inner = getattr(model, "model", model) if hasattr(model, "add_callback") else model
+    if getattr(inner, "quantization", None) is None:
+        raise ModelError("The model is not quantized, so there is nothing to recover. Call ultra_mq.quantize first.")
+    reference = reference if reference is not None else getattr(model, "ckpt_path", None)
+    if reference is None:
+        raise ModelError("It is not known which float model this was. Pass it with reference='yolo11n.pt'.")
+    asked = make_recipe({**settings, "data": str(images)}, where="arguments of recover()")
+    device = torch_device(asked.device)
+    floats = YOLO(reference) if isinstance(reference, (str, Path)) else reference
+    prepared = prepare_model(floats, device)
+    recipe, _ = complete_recipe(asked, prepared)
+    if Path(images).is_dir() and prepared.task != "classify":
+        split = load_images([images], prepared, recipe.size)
+    else:
+        split = load_data(images, recipe.size, prepared.stride, task=prepared.task, classes=prepared.names).calibration
+    batches = Batches(split, choose(split, number, recipe.seed), recipe.batch, device)
+    inner.to(device).eval()
+    return recover_module(inner, prepared.module, batches, epochs, seed=recipe.seed)
+
+
 def load(path: str | Path) -> QuantizedYOLO:
     """Open a quantized checkpoint to train it further, or to resume an interrupted training.
 
@@ -111,6 +168,7 @@ def autoquant(
     *,
     max_drop: float | None = None,
     metric: Metric | None = None,
+    confidence: float | None = None,
     max_latency_ms: float | None = None,
     min_speedup: float | None = None,
     **settings: Any,
@@ -123,6 +181,7 @@ def autoquant(
         data: Whatever Ultralytics takes as data: calibrates on train, evaluates on val.
         max_drop: Points of ``metric`` that may be lost.
         metric: ``map`` (the main metric of the task), or ``agreement`` with the float model.
+        confidence: How sure a plan must be to keep to ``max_drop``, 0.9 say; by default the estimate decides.
         max_latency_ms: Median latency on the recipe's ``runtime``, at most.
         min_speedup: Speed relative to the float model there, at least.
         **settings: Further keys of a recipe, such as ``imgsz=320`` or ``name="trial"``.
@@ -134,8 +193,8 @@ def autoquant(
         UltraMQError: The input cannot be used.
     """
     given = {
-        "bits": bits, "max_drop": max_drop, "metric": metric, "max_latency_ms": max_latency_ms,
-        "min_speedup": min_speedup,
+        "bits": bits, "max_drop": max_drop, "metric": metric, "confidence": confidence,
+        "max_latency_ms": max_latency_ms, "min_speedup": min_speedup,
     }  # fmt: skip
     budgets = {name: value for name, value in given.items() if value is not None}
     return run_recipe(autoquant_recipe(weights, budgets, {"data": str(data), **settings}))
@@ -145,7 +204,7 @@ def autoquant_recipe(
     weights: str | Path, budgets: Mapping[str, Any], settings: Mapping[str, Any], overrides: list[str] | None = None
 ) -> Recipe:
     """The recipe of a single variant under budgets, named after them; of 9 bits where there is no budget."""
-    if not budgets.keys() - {"metric"}:
+    if not budgets.keys() - {"metric", "confidence"}:
         budgets = {**budgets, "bits": DEFAULT_BITS}
     bits = budgets.get("bits")
     words = {"max_drop": "drop", "max_latency_ms": "ms", "min_speedup": "speedup"}
@@ -168,55 +227,6 @@ def compare_recipe(
     ]
     document = {"name": "compare", **settings, "model": str(weights), "variants": variants}
     return make_recipe(document, overrides)
-
-
-def ptq_file(
-    recipe: Recipe, settings: PtqSettings, calibration: Path | None, output: Path | None, task: str | None = None
-) -> Graph:
-    """Quantize the recipe's model, a checkpoint or an FP32 ONNX file, into a file named after the settings.
-
-    The calibration tensor is written beside the result and used again by the next call with the same images.
-
-    Args:
-        recipe: Model, data, image size, seed, and the number of calibration images.
-        settings: How to quantize.
-        calibration: ``.npy`` tensor to use in place of the recipe's images.
-        output: File to write; ``<model>-<settings>.onnx`` in the current folder by default.
-        task: Task of an ONNX file that does not say its own.
-
-    Raises:
-        UltraMQError: The input cannot be used, or ModelOpt refused.
-    """
-    model = Path(recipe.model)
-    path = output or Path(f"{model.stem}-{settings.tag}.onnx")
-    if model.suffix == ".onnx":
-        exported = read_exported(model)
-        data = None if calibration and exported.task else data_of(exported, recipe, task)
-        if calibration is not None:
-            pixels = load_calibration(calibration, exported.imgsz or recipe.size, exported.channels)
-        else:
-            assert data is not None
-            pixels = _calibration_pixels(data, recipe, path)
-        with tempfile.TemporaryDirectory(prefix="ultra-mq-onnx-") as folder:
-            described = describe_graph(model, Path(folder) / model.name, data)
-            return ptq(described, path, pixels, settings, source=model)
-    session = open_session(recipe)
-    fp32 = path.with_name(f"{model.stem}-fp32.onnx")
-    size, channels = session.recipe.size, session.model.channels
-    if calibration is not None:
-        pixels = load_calibration(calibration, size, channels)
-    else:
-        pixels = _calibration_pixels(session.data, session.recipe, path)
-    export_onnx(session.model.module, fp32, size, recipe.export.batch, dynamic=recipe.export.dynamic)
-    return ptq(fp32, path, pixels, settings)
-
-
-def _calibration_pixels(data: Data, recipe: Recipe, path: Path) -> np.ndarray:
-    """The recipe's calibration images, from the tensor beside a file where it is there."""
-    split = data.calibration
-    batches = Batches(split, choose(split, recipe.calibration.images, recipe.seed), recipe.batch)
-    tensor = path.with_name(f"calibration-{size_text(data.imgsz)}-{batches.fingerprint[:8]}.npy")
-    return load_calibration(tensor, data.imgsz, data.channels) if tensor.exists() else save_calibration(batches, tensor)
 
 
 def callback(bits: float = 9.0, **settings: Any) -> Callable[[Any], None]:

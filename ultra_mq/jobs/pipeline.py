@@ -13,13 +13,14 @@ from types import SimpleNamespace
 from ultra_mq.core import BackendError, Cache, ParityError, RunFolderError, publish, versions
 from ultra_mq.graph import lint_graph, load_graph
 from ultra_mq.jobs.engine_results import add_engine, find_engine_runtime, time_engines
-from ultra_mq.measure import Accuracy, compare, save_accuracy, time_in_turns
+from ultra_mq.measure import Accuracy, bootstrap_loss, compare, save_accuracy, time_in_turns
 from ultra_mq.plan import PrecisionPlan, save_plan, settle_plan
 from ultra_mq.report import ACCURACY, ENGINE_FOLDER, Report, VariantResult, write_report
 from ultra_mq.runtimes import CpuRuntime, open_file
 from ultra_mq.search import search
 from ultra_mq.session import (
     Artefacts,
+    Metric,
     Recipe,
     Session,
     Variant,
@@ -83,7 +84,7 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
         versions=versions(),
         seconds=session.seconds,
     )
-    report = _add_outlook(session, report)
+    report = _add_outlook(session, _add_losses(report))
     for result in report.variants:
         save_accuracy(result.accuracy, folder / ACCURACY / result.name)
         if result.engine_accuracy:
@@ -188,6 +189,7 @@ def _variant(
         parity=parity,
         build_from=None if plan.quantized else f"{session.model.stem}-fp32.onnx",
         search=searched,
+        recovery=made.recovery(),
     )
     return result, made
 
@@ -225,6 +227,18 @@ def _time_on_cpu(session: Session, folder: Path, results: list[VariantResult]) -
         replace(result, latency=measured.latencies.get(result.name), latency_error=errors.get(result.name))
         for result in results
     ]
+
+
+def _add_losses(report: Report) -> Report:
+    """Give every variant its losses with their intervals."""
+    reference = report.reference.accuracy
+    metrics: list[Metric] = ["agreement"] if reference.main is None else ["map", "agreement"]
+
+    def measure(result: VariantResult) -> VariantResult:
+        model = result.engine_accuracy or result.accuracy
+        return replace(result, losses={metric: bootstrap_loss(model, reference, metric) for metric in metrics})
+
+    return replace(report, variants=(report.reference, *map(measure, report.variants[1:])))
 
 
 def _add_outlook(session: Session, report: Report) -> Report:

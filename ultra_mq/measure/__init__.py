@@ -7,12 +7,13 @@ latencies side by side.
 
 from ultra_mq.measure.accuracy import Accuracy, compare, load_accuracy, points_lost, save_accuracy
 from ultra_mq.measure.bench import Bench, Latency, time_in_turns
-from ultra_mq.measure.bootstrap import USUAL_CONFIDENCE, Drop, Verdict, bootstrap_agreement, bootstrap_metric
+from ultra_mq.measure.bootstrap import DRAWS, USUAL_CONFIDENCE, Drop, Verdict, bootstrap_loss, describe_loss
 from ultra_mq.measure.evaluation import evaluate
 from ultra_mq.measure.parity import Parity, Parting, check_parity, compare_layers
 from ultra_mq.measure.tasks import TASK_METRICS, TaskMetrics
 
 __all__ = [
+    "DRAWS",
     "TASK_METRICS",
     "USUAL_CONFIDENCE",
     "Accuracy",
@@ -23,11 +24,11 @@ __all__ = [
     "Parting",
     "TaskMetrics",
     "Verdict",
-    "bootstrap_agreement",
-    "bootstrap_metric",
+    "bootstrap_loss",
     "check_parity",
     "compare",
     "compare_layers",
+    "describe_loss",
     "evaluate",
     "load_accuracy",
     "points_lost",

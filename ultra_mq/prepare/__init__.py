@@ -16,7 +16,7 @@ from ultra_mq.prepare.data import (
     load_image,
     size_text,
 )
-from ultra_mq.prepare.datasets import load_data
+from ultra_mq.prepare.datasets import load_data, load_images
 from ultra_mq.prepare.device import gpu_index, torch_device
 from ultra_mq.prepare.flow import Op, channels_of, gather_inputs, kind_of, observe_flow
 from ultra_mq.prepare.groups import find_groups, find_links
@@ -48,6 +48,7 @@ __all__ = [
     "layer_of",
     "load_data",
     "load_image",
+    "load_images",
     "load_model",
     "match_images",
     "observe_flow",

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ultra_mq.core import DataError, quiet
 from ultra_mq.prepare.annotations import find_annotations
 from ultra_mq.prepare.data import Data, ImageSize, Split, height_width
+from ultra_mq.prepare.model import PreparedModel
 
 MAX_CORRUPT_SHARE = 0.05
 
@@ -81,6 +82,33 @@ def load_data(
         kpt_shape=tuple(info["kpt_shape"]) if "kpt_shape" in info else None,
         remarks=tuple(filter(None, (reason, boxes_alone, _deep_images(calibration), _deep_images(evaluation)))),
     )
+
+
+def load_images(sources: Sequence[str | Path], model: PreparedModel, imgsz: ImageSize) -> Split:
+    """Scan folders of images that need no labels, as the model sees them.
+
+    Args:
+        sources: Folders, image lists or single images, whatever Ultralytics takes as a split.
+        model: Prepared model.
+        imgsz: Image size in pixels.
+
+    Raises:
+        DataError: There are no images, or the model is a classifier, whose images lie in the folders of their class.
+    """
+    if model.task == "classify":
+        raise DataError(
+            "A classifier's images lie in the folders of their classes. Pass a data set in place of a folder."
+        )
+    if missing := [str(source) for source in sources if not Path(source).exists()]:
+        raise DataError(f"Images '{missing[0]}' not found. Pass a folder of images.")
+    info: dict[str, Any] = {
+        "names": model.names,
+        "nc": len(model.names),
+        "channels": model.channels,
+        "images": [str(source) for source in sources],
+        "kpt_shape": model.kpt_shape,
+    }
+    return _Scan(info, imgsz, model.stride, model.task, 1.0, False, None).split("images")
 
 
 def check_imgsz(imgsz: ImageSize, stride: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ultra_mq.core import ReportError
-from ultra_mq.measure import TASK_METRICS, Accuracy, bootstrap_agreement, bootstrap_metric, load_accuracy
+from ultra_mq.measure import DRAWS, TASK_METRICS, Accuracy, bootstrap_loss, compare, load_accuracy
 from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA
 from ultra_mq.session import Metric, choose_metric
 
@@ -55,6 +55,7 @@ def check_report(
     max_drop: float | None = None,
     metric: Metric | None = None,
     min_speedup: float | None = None,
+    confidence: float | None = None,
 ) -> tuple[str, tuple[LimitCheck, ...]]:
     """Hold one variant of a run against limits.
 
@@ -67,6 +68,8 @@ def check_report(
         max_drop: Points of ``metric`` that may be lost.
         metric: ``map`` or ``agreement``; ``map`` where the data has labels.
         min_speedup: Smallest ratio of latencies.
+        confidence: How sure ``max_drop`` must be kept to, 0.95 say; what these images cannot tell fails then. By
+            default only a whole interval beyond the limit fails.
 
     Returns:
         The variant's name, and one check for each limit.
@@ -83,7 +86,7 @@ def check_report(
         folder = results.parent / ACCURACY
         accuracy = load_accuracy(folder / name / ENGINE_FOLDER if engine else folder / name)
         reference = load_accuracy(folder / str(document["variants"][0]["name"]))
-        checks.append(_check_drop(accuracy, reference, max_drop, metric))
+        checks.append(_check_drop(accuracy, reference, max_drop, metric, confidence))
     if min_speedup is not None:
         latency = found.get("engine_latency") if engine else found.get("latency")
         if not latency:
@@ -100,13 +103,16 @@ def check_report(
     return name, tuple(checks)
 
 
-def _check_drop(accuracy: Accuracy, reference: Accuracy, max_drop: float, metric: Metric | None) -> LimitCheck:
+def _check_drop(
+    accuracy: Accuracy, reference: Accuracy, max_drop: float, metric: Metric | None, confidence: float | None
+) -> LimitCheck:
     metric = choose_metric(metric, labelled=reference.main is not None)
     if metric == "map" and reference.main is None:
         raise ReportError("The data of this report has no labels. Use --metric agreement.")
-    bootstrap = bootstrap_metric if metric == "map" else bootstrap_agreement
-    drop = bootstrap(accuracy.predictions, reference.predictions)
+    drop = bootstrap_loss(compare(accuracy, reference.predictions), reference, metric, DRAWS)
     verdict: Verdict = "pass" if drop.points <= max_drop else "noise" if drop.low <= max_drop else "fail"
+    if confidence is not None:
+        verdict = "pass" if drop.judge(max_drop, confidence) == "holds" else "fail"
     what = f"points of {TASK_METRICS[reference.task].title if metric == 'map' else 'agreement'} lost"
     return LimitCheck(what, drop.points, drop.low, drop.high, max_drop, verdict)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ultra_mq.measure import Latency, points_lost
+from ultra_mq.measure import Drop, Latency, describe_loss, points_lost
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.session import Criteria, Metric, Recipe, choose_metric
 
@@ -24,6 +24,7 @@ class Candidate:
     Attributes:
         name: Name of the variant.
         drop: Points lost against the float model.
+        loss: The same with its interval; None where it was not measured.
         cost: Median milliseconds, or bits.
         images_per_second: Throughput, where it was timed.
         device: Where it was timed.
@@ -33,6 +34,7 @@ class Candidate:
 
     name: str
     drop: float
+    loss: Drop | None
     cost: float
     images_per_second: float | None
     device: str
@@ -81,14 +83,16 @@ def recommend(report: Report) -> Recommendation | None:
             Candidate(
                 result.name,
                 drops[result.name],
+                result.losses.get(metric),
                 costs[result.name],
                 timed.images_per_second if timed else None,
                 timed.runtime.get("device", "") if timed else "",
                 result.name in front,
-                _misses(criteria, drops[result.name], result, unit),
+                _misses(criteria, drops[result.name], result.losses.get(metric), result, unit),
             )
         )
     pick, why = _pick(recipe, criteria, candidates, unit)
+    why = " ".join([why, *_doubts(criteria, candidates, pick, unit, _build_spread(results))])
     chosen = next((result for result in results if result.name == pick), None)
     return Recommendation(
         metric, unit, tuple(candidates), pick, why, rebuild_commands(report, chosen) if chosen else ()
@@ -172,11 +176,15 @@ def _drop(report: Report, result: VariantResult, metric: Metric, unit: Unit) -> 
     return points_lost(accuracy, report.reference.accuracy, metric)
 
 
-def _misses(criteria: Criteria, drop: float, result: VariantResult, unit: Unit) -> tuple[str, ...]:
+def _misses(criteria: Criteria, drop: float, loss: Drop | None, result: VariantResult, unit: Unit) -> tuple[str, ...]:
     found = []
     latency = _latency(result) if unit == "ms" else None
-    if criteria.max_drop is not None and drop > criteria.max_drop:
-        found.append(f"loses {drop:.2f} points")
+    if criteria.max_drop is not None:
+        if drop > criteria.max_drop:
+            found.append(f"loses {drop:.2f} points")
+        elif criteria.confidence and loss and loss.judge(criteria.max_drop, criteria.confidence) != "holds":
+            sure = 100 * loss.sure_within(criteria.max_drop)
+            found.append(f"loses {drop:.2f} points, {sure:.0f} % sure to keep to the limit")
     limits = (criteria.max_latency_ms, criteria.min_images_per_second, criteria.device)
     if latency is None:
         return (*found, "was not timed") if any(limit is not None for limit in limits) else tuple(found)
@@ -187,6 +195,32 @@ def _misses(criteria: Criteria, drop: float, result: VariantResult, unit: Unit) 
     if criteria.device is not None and criteria.device.lower() not in latency.runtime.get("device", "").lower():
         found.append(f"was timed on {latency.runtime.get('device', 'another device')}")
     return tuple(found)
+
+
+def _build_spread(results: Sequence[VariantResult]) -> float | None:
+    """How far builds of one graph are apart, as a share of the fastest; None where every engine was built once."""
+    tries = [result.engine.tries_ms for result in results if result.engine and len(result.engine.tries_ms) > 1]
+    return max((max(times) / min(times) - 1 for times in tries), default=None)
+
+
+def _doubts(
+    criteria: Criteria, candidates: list[Candidate], pick: str | None, unit: Unit, spread: float | None
+) -> list[str]:
+    """What images and builds leave open of a pick."""
+    chosen = next((candidate for candidate in candidates if candidate.name == pick), None)
+    if chosen is None:
+        return []
+    lines = []
+    if criteria.max_drop is not None and chosen.loss and chosen.loss.deviation:
+        lines.append(f"It {describe_loss(chosen.loss, criteria.max_drop, criteria.confidence)}")
+    if unit == "ms" and spread is not None:
+        close = [c.name for c in candidates if c is not chosen and abs(c.cost / chosen.cost - 1) <= spread]
+        if close:
+            lines.append(
+                f"Builds of one graph are up to {100 * spread:.1f} % apart here, so that {', '.join(close)} cannot be "
+                f"told from it by speed."
+            )
+    return lines
 
 
 def _pick(recipe: Recipe, criteria: Criteria, candidates: list[Candidate], unit: Unit) -> tuple[str | None, str]:

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultra_mq.measure import TASK_METRICS, Accuracy, Bench, Latency, Parity, TaskMetrics
+from ultra_mq.measure import TASK_METRICS, Accuracy, Bench, Drop, Latency, Parity, TaskMetrics
 from ultra_mq.plan import PrecisionPlan, Sensitivity
+from ultra_mq.quantization import Recovery
 from ultra_mq.runtimes import Engine, find_mismatches
 from ultra_mq.search import Search
-from ultra_mq.session import Recipe
+from ultra_mq.session import Metric, Recipe
 
-SCHEMA = "ultra-mq/results/3"
-"""Tag of results.json; 3 has the metrics of all tasks, and parity layer by layer."""
+SCHEMA = "ultra-mq/results/4"
+"""Tag of results.json; 4 has losses with their intervals."""
 
 ACCURACY = "accuracy"
 """Folder of a run folder that keeps the detections of every variant, to compare them later."""
@@ -44,6 +45,9 @@ class VariantResult:
         engine_error: Why there is no engine, or no figure of it.
         latency_error: Why there is no latency on the CPU.
         search: How the plan was found, where its budgets had to be measured.
+        losses: Points lost against the float model with their intervals, of the task's metric and of agreement; of the
+            engine where it was run, and of the ONNX file otherwise.
+        recovery: What recovery came to, where the recipe wants it.
     """
 
     name: str
@@ -62,6 +66,8 @@ class VariantResult:
     engine_error: str | None = None
     latency_error: str | None = None
     search: Search | None = None
+    losses: dict[Metric, Drop] = field(default_factory=dict)
+    recovery: Recovery | None = None
 
     @property
     def engine_mismatches(self) -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ultra_mq.measure import Latency
+from ultra_mq.measure import Drop, Latency
 from ultra_mq.plan import KEPT
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.search import Search
@@ -65,7 +65,12 @@ def verdict(report: Report, variant: VariantResult) -> str:
     direction = f"loses {lost:.2f}" if lost >= 0 else f"gains {-lost:.2f}"
     figures = f"{points(accuracy.main)} of {points(reference.main)}"
     noise = "."
-    if accuracy.images < FEW_IMAGES and abs(lost) < 1:
+    loss = variant.losses.get("map") if not variant.engine_accuracy else None
+    if loss and loss.deviation:
+        agreement = f"95 % of the interval {loss.low:.2f} to {loss.high:.2f}, {agreement}"
+        if loss.low < 0 < loss.high:
+            noise = f". {accuracy.images} images cannot tell that from no loss; trust the agreement."
+    elif accuracy.images < FEW_IMAGES and abs(lost) < 1:
         noise = ". That is within what so few images resolve; trust the agreement."
     return f"**{variant.name}** {direction} points of {report.metrics.title} ({figures}), {agreement}{noise}"
 
@@ -105,13 +110,19 @@ def search_rows(search: Search) -> list[tuple[str, ...]]:
                 f"**{step.name}**" if step.name == search.chosen.name else step.name,
                 f"{step.plan.bits:.2f}",
                 str(len(step.plan.quantized)),
-                "-" if step.drop is None else f"{step.drop:.2f}",
+                "-" if step.drop is None else points_text(step.loss) if step.loss else f"{step.drop:.2f}",
                 milliseconds(predicted[0]) if predicted else "-",
                 milliseconds(step.latency_ms) if step.latency_ms is not None else "-",
+                f"{100 * (predicted[0] / predicted[1] - 1):+.1f} %" if predicted else "-",
                 f"{low:.3f} to {high:.3f}" if step.speedup_interval else "-",
             )
         )
     return rows
+
+
+def points_text(loss: Drop) -> str:
+    """Points lost with their interval, for a cell of a table."""
+    return f"{loss.points:.2f} ({loss.low:.2f} to {loss.high:.2f})"
 
 
 def console_table(report: Report) -> Table:

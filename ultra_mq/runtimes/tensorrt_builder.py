@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import onnx
 
 
-
 def build_engine(
     onnx_file: Path,
     path: Path,

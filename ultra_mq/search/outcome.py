@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
-from ultra_mq.measure import USUAL_CONFIDENCE, Drop, Verdict
+from ultra_mq.measure import USUAL_CONFIDENCE, Verdict, describe_loss
 from ultra_mq.plan import CostModel
 from ultra_mq.search.verify import Step, Verifier
 from ultra_mq.session import Metric
@@ -54,6 +55,12 @@ class Search:
         return float(spearmanr(*zip(*pairs, strict=True))[0]) if len(pairs) > 2 else None
 
     @property
+    def median_error(self) -> float:
+        """Median error of a predicted latency, as a share of the measured one."""
+        errors = [abs(predicted / measured - 1) for predicted, measured in self.predictions.values()]
+        return statistics.median(errors) if errors else 0.0
+
+    @property
     def largest_error(self) -> float:
         """Largest error of a predicted latency, as a share of the measured one."""
         return max((abs(predicted / measured - 1) for predicted, measured in self.predictions.values()), default=0.0)
@@ -65,25 +72,6 @@ def judge(verifier: Verifier, step: Step) -> Verdict | None:
     if limit is None or step.loss is None:
         return None
     return step.loss.judge(limit, verifier.variant.confidence or USUAL_CONFIDENCE)
-
-
-def describe_loss(loss: Drop, limit: float, confidence: float | None = None) -> str:
-    """A loss against its limit in words: its interval, how sure the verdict is, and how many images would tell.
-
-    Args:
-        loss: Points lost.
-        limit: Points that may be lost.
-        confidence: How sure a verdict has to be; 95 % where nobody says.
-    """
-    confidence = confidence or USUAL_CONFIDENCE
-    text = f"loses {loss.points:.2f} points ({loss.low:.2f} to {loss.high:.2f}) on {loss.images} images"
-    sure = loss.sure_within(limit)
-    if loss.judge(limit, confidence) != "open":
-        word, sure = ("holds", sure) if sure > 0.5 else ("fails", 1 - sure)
-        return f"{text}: it {word} {limit:g} points, {100 * sure:.0f} % sure."
-    needed = loss.images_needed(limit, confidence)
-    more = f"; about {needed} images would be needed to be {100 * confidence:.0f} % sure" if needed else ""
-    return f"{text}: whether it holds {limit:g} points cannot be told, {100 * sure:.0f} % sure that it does{more}."
 
 
 def explain(verifier: Verifier, chosen: Step, met: bool) -> list[str]:

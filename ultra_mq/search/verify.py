@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ultra_mq.core import BudgetError, announce
-from ultra_mq.measure import Accuracy, Bench, Drop, bootstrap_agreement, bootstrap_metric, compare, points_lost
+from ultra_mq.measure import Accuracy, Bench, Drop, bootstrap_loss, compare
 from ultra_mq.plan import Choices, CostModel, Measure, PrecisionPlan, learn_from, make_plan, solve_choice
 from ultra_mq.prepare import uniform_formats
 from ultra_mq.search.probing import learn_latency
@@ -29,9 +29,6 @@ from ultra_mq.session import (
 )
 
 FLOAT_STEP = "float"
-
-DRAWS = 200
-"""Draws for the interval of a plan in a search."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,10 @@ class Verifier:
         return (latency.float_ms or latency.predict({})) / step.speedup if step.speedup else math.inf
 
     def _measure_loss(self, step: Step, target: Target) -> tuple[Accuracy, Drop]:
-        accuracy = Artefacts(self.session, step.plan).evaluate(f"Evaluating {step.name}", target)
+        session = judging_session(self.session, self.metric)
+        accuracy = Artefacts(session, step.plan).evaluate(f"Evaluating {step.name}", target)
         compared = compare(accuracy, self.reference.predictions)
-        resample = bootstrap_metric if self.metric == "map" else bootstrap_agreement
-        loss = resample(accuracy.predictions, self.reference.predictions, draws=DRAWS)
-        drop = points_lost(compared, self.reference, self.metric)
-        # Ultralytics' rule for the curve and COCO's differ by a constant, the resampled loss has the former's.
-        loss = replace(loss, points=drop, low=loss.low + drop - loss.points, high=loss.high + drop - loss.points)
+        loss = bootstrap_loss(compared, self.reference, self.metric)
         return compared, loss
 
     def time(self, steps: list[Step]) -> Bench:
@@ -222,9 +216,14 @@ def open_verifier(session: Session, variant: Variant) -> Verifier:
     timed = recipe.cost_model == "latency" or variant.max_latency_ms or variant.min_speedup
     # What is only counted is proven where every machine can, unless the recipe names a runtime.
     target = session.target if timed or recipe.runtime != "auto" else host_target(recipe)
-    reference = float_artefacts(session).evaluate("Evaluating FP32")
+    reference = float_artefacts(judging_session(session, metric)).evaluate("Evaluating FP32")
     choices = open_choices(session, learn_latency(session, target) if timed else None)
     return Verifier(session, variant, target, choices, metric, reference)
+
+
+def judging_session(session: Session, metric: Metric) -> Session:
+    """The session whose images a metric is counted on: agreement needs no labels, so that it can take more of them."""
+    return session.judged if metric == "agreement" else session
 
 
 def plan_of(

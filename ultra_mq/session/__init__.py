@@ -5,7 +5,7 @@ In: a ``Recipe``. Out: a ``Session`` with its stages, a ``Target`` to run on, an
 """
 
 from ultra_mq.session.artefacts import ENGINE, Artefacts, float_artefacts, ptq_artefacts
-from ultra_mq.session.checks import check_fit, small_data
+from ultra_mq.session.checks import check_fit, complete_recipe, small_data
 from ultra_mq.session.measuring import evaluate_file, time_artefacts
 from ultra_mq.session.recipe import (
     AUTO_DATA,
@@ -49,6 +49,7 @@ __all__ = [
     "calibrate_layers",
     "check_fit",
     "choose_metric",
+    "complete_recipe",
     "counted_bits",
     "evaluate_file",
     "float_artefacts",

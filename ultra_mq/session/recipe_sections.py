@@ -34,6 +34,9 @@ class Criteria(Strict):
 
     device: str | None = Field(None, description="Part of the name of the device that it must have been timed on.")
     max_drop: float | None = Field(None, ge=0, description="Points of the metric that may be lost.")
+    confidence: float | None = Field(
+        None, gt=0.5, lt=1, description="How sure a model must be to keep to it; by default the estimate decides."
+    )
     metric: Metric | None = Field(None, description=METRIC_HELP)
     max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
     min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")

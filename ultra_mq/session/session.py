@@ -19,6 +19,7 @@ from ultra_mq.prepare import (
     choose,
     fingerprint_split,
     load_data,
+    load_images,
     load_model,
     torch_device,
 )
@@ -75,6 +76,18 @@ class Session:
             BackendError: The recipe's runtime cannot be used here.
         """
         return find_target(self.recipe, self.engine_runtime, self.warn)
+
+    @functools.cached_property
+    def judged(self) -> Session:
+        """The run with the images that a search counts agreement on: val and, where given, ``agreement_data``."""
+        more = self.recipe.agreement_data
+        if more is None:
+            return self
+        split = load_images([*self.data.evaluation.files, more], self.model, self.recipe.size)
+        data = replace(self.data, evaluation=split, annotations=None)
+        other = replace(self, data=data)
+        other.__dict__.pop("evaluation_key", None)
+        return other
 
     @functools.cached_property
     def evaluation_key(self) -> dict[str, Any]:
