@@ -210,3 +210,20 @@ def test_import_does_not_bring_torch():
     code = "import sys, ultra_mq, ultra_mq.cli; print('torch' in sys.modules, 'ultralytics' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_a_quantized_yolo_is_recovered_in_place(weights, shapes):
+    yolo = ultra_mq.quantize(YOLO(weights), bits=8, data=shapes, **SETTINGS)
+    before = copy.deepcopy(yolo.model.state_dict())
+    found = ultra_mq.recover(yolo, shapes.parent / "images" / "train", number=12, epochs=2, imgsz=160)
+    assert len(found.losses) == 3
+    changed = any(not torch.equal(value, before[name]) for name, value in yolo.model.state_dict().items())
+    assert changed == (found.kept > 0)
+
+
+def test_what_cannot_be_recovered(weights, shapes):
+    with pytest.raises(ModelError, match="not quantized"):
+        ultra_mq.recover(YOLO(weights), shapes)
+    module = ultra_mq.quantize(YOLO(weights).model, bits=8, data=shapes, **SETTINGS)
+    with pytest.raises(ModelError, match="not known which float model"):
+        ultra_mq.recover(module, shapes)

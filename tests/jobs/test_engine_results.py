@@ -2,6 +2,7 @@
 """A run that builds, proves and times engines, on the stand-in of tests/fake."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from ultra_mq.core.errors import BackendError, ReportError
 from ultra_mq.jobs.api import compare_recipe
 from ultra_mq.jobs.pipeline import run_recipe
+from ultra_mq.measure.accuracy import points_lost
 from ultra_mq.plan.precision_plan import load_plan
 from ultra_mq.report.gate import check_report
+from ultra_mq.report.recommendation import recommend
 
 LAYER, NODE = "model.2.cv2.conv", "/model.2/cv2/conv/Conv"
 
@@ -110,6 +113,50 @@ def test_the_engine_is_built_and_run_on_the_recipes_gpu(stand_in, short, monkeyp
     report = run_recipe(short.model_copy(update={"device": "1"}))
     assert report.variants[1].engine.device == "Stand-in GPU 1"
     assert report.variants[1].engine_latency.runtime["device"] == "Stand-in GPU 1"
+
+
+def test_of_several_builds_the_fastest_is_kept(stand_in, short, monkeypatch):
+    """Two GPUs build side by side; each try has timing caches of its own."""
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    engine = short.engine.model_copy(update={"tries": 3, "build_on": (0, 1)})
+    report = run_recipe(short.model_copy(update={"engine": engine}))
+    kept = report.variants[1].engine
+    assert len(kept.tries_ms) == 3
+    saved = json.loads((report.folder / f"{kept.path.name}.json").read_text())
+    assert saved["tries_ms"] == list(kept.tries_ms)
+    text = (report.folder / "report.md").read_text()
+    spread = 100 * (max(kept.tries_ms) / min(kept.tries_ms) - 1)
+    assert f"3 builds of int8 are {spread:.1f} % apart" in text
+    stand_in("crash-build")
+    again = run_recipe(short.model_copy(update={"engine": engine}))
+    assert again.variants[1].engine.tries_ms == kept.tries_ms
+
+
+def test_what_builds_cannot_tell_apart_is_said(stand_in, recipe):
+    engine = recipe.engine.model_copy(update={"tries": 2})
+    variants = recipe.variants[:2]
+    criteria = recipe.criteria.model_copy(update={"max_drop": 50.0})
+    report = run_recipe(recipe.model_copy(update={"engine": engine, "variants": variants, "criteria": criteria}))
+    wide = [replace(v, engine=replace(v.engine, tries_ms=(1.0, 9.0))) if v.engine else v for v in report.variants]
+    why = recommend(replace(report, variants=tuple(wide))).why
+    assert "Builds of one graph are up to 800.0 % apart here" in why
+    assert (
+        f"on {report.reference.accuracy.images} images: it holds 50 points, 100 % sure."
+        in recommend(replace(report, variants=(report.reference, wide[2], wide[2]))).why
+    )
+
+
+def test_losses_have_intervals(stand_in, short):
+    report = run_recipe(short)
+    losses = report.variants[1].losses
+    assert set(losses) == {"map", "agreement"}
+    for metric, loss in losses.items():
+        assert loss.points == pytest.approx(
+            points_lost(report.variants[1].engine_accuracy, report.reference.accuracy, metric)
+        )
+        assert loss.low <= loss.points <= loss.high
+    saved = json.loads((report.folder / "results.json").read_text())["variants"][1]["losses"]
+    assert saved["agreement"]["images"] == 12
 
 
 def test_a_builder_that_crashes_leaves_everything_else(stand_in, short):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Data sets of every task, and labels of another one."""
 
+import shutil
+
 import numpy as np
 import pytest
 from shapes import make_dataset
@@ -8,7 +10,7 @@ from shapes import make_dataset
 from ultra_mq.core.errors import DataError
 from ultra_mq.measure.evaluation import evaluate
 from ultra_mq.prepare.data import Batches
-from ultra_mq.prepare.datasets import load_data
+from ultra_mq.prepare.datasets import load_data, load_images
 from ultra_mq.prepare.model import load_model
 
 SUFFIXES = {"segment": "-seg", "obb": "-obb"}
@@ -81,3 +83,16 @@ def test_rectangles(shapes):
     assert batch["img"].shape == (1, 3, 96, 160)
     # Square pictures keep their shape between bars of grey at both sides.
     assert np.allclose(batch["img"][0, :, :, :30].numpy(), 114 / 255, atol=1e-6)
+
+
+def test_a_folder_of_images_without_labels(weights, shapes, tmp_path):
+    model = load_model(weights)
+    shutil.copytree(shapes.parent / "images" / "val", tmp_path / "more")
+    split = load_images([tmp_path / "more"], model, 160)
+    assert len(split.images) == 12
+    assert not split.labelled
+    assert next(iter(Batches(split, [0, 1], 2)))["img"].shape == (2, 3, 160, 160)
+    both = load_images([tmp_path / "more", shapes.parent / "images" / "train"], model, 160)
+    assert len(both.images) > 12
+    with pytest.raises(DataError, match="not found"):
+        load_images([tmp_path / "none"], model, 160)

@@ -105,6 +105,8 @@ def results(tmp_path):
         (0.0, (0.99, 0.95, 1.02), ["--min-speedup", "1"], 0, "inside the noise"),
         (0.0, (0.8, 0.78, 0.82), ["--min-speedup", "1"], 1, "FAILS"),
         (0.5, (1.2, 1.1, 1.3), ["--max-drop", "0.5", "--metric", "agreement"], 1, "FAILS"),
+        (0.01, (1.2, 1.1, 1.3), ["--max-drop", "0.5", "--confidence", "0.9"], 1, "FAILS"),
+        (0.0, (1.2, 1.1, 1.3), ["--max-drop", "0.5", "--confidence", "0.9"], 0, "passes"),
     ],
 )
 def test_exit_codes(results, miss, speedup, options, code, words):

@@ -3,16 +3,19 @@
 
 import dataclasses
 import itertools
+import shutil
 from collections import Counter
 
 import pytest
 
+from ultra_mq.core.errors import DataError
 from ultra_mq.measure.bench import Bench, Latency
 from ultra_mq.measure.bootstrap import Drop, describe_loss
 from ultra_mq.plan.latency import LatencyModel, Timed
 from ultra_mq.plan.scores import Sensitivity
 from ultra_mq.plan.structure import stage_of
 from ultra_mq.search.budgets import search
+from ultra_mq.search.verify import judging_session
 from ultra_mq.session.artefacts import Artefacts, float_artefacts
 from ultra_mq.session.recipe import make_recipe
 from ultra_mq.session.session import open_session
@@ -150,8 +153,33 @@ def test_what_a_user_wants_to_be_sure_of(run, monkeypatch):
     assert sure.verdict == "holds"
 
 
+def test_a_solvers_plan_that_changed_has_a_name_of_its_own(run):
+    """Its figures must not be mixed with those of the plan before."""
+    _, found = run({f"model.{stage}": 0.3 for stage in range(24)}, believed=0.2, border=0.5)
+    names = [step.name for step in found.steps]
+    assert len(set(names)) == len(names) == len({frozenset(step.plan.quantized) for step in found.steps})
+
+
 def test_probes_that_were_timed_cost_no_build():
     from ultra_mq.search.race import _key
 
     known = Timed("float to model.1", {"a": "int8"}, 1.0)
     assert _key(known.choice) == _key({"a": "int8"})
+
+
+def test_agreement_is_counted_on_further_images_too(weights, shapes, tmp_path):
+    """Whose labels nobody needs; the evaluation images stay what they were for the metric of the labels."""
+    shutil.copytree(shapes.parent / "images" / "train", tmp_path / "more")
+    document = {
+        "model": str(weights), "data": str(shapes), "imgsz": 160, "runtime": "onnxruntime",
+        "calibration": {"images": 8, "bias_correction": 0}, "sensitivity": {"images": 4, "method": "gradient"},
+        "agreement_data": str(tmp_path / "more"),
+        "variants": [{"name": "found", "max_drop": 50.0, "metric": "agreement"}],
+    }  # fmt: skip
+    session = open_session(make_recipe(document))
+    found = search(session, session.recipe.variants[0])
+    more = len(list((tmp_path / "more").iterdir()))
+    assert found.chosen.loss.images == 12 + more
+    assert judging_session(session, "map") is session
+    with pytest.raises(DataError, match="not found"):
+        open_session(make_recipe(document | {"agreement_data": "nowhere"})).judged  # noqa: B018

@@ -88,7 +88,7 @@ def load_images(sources: Sequence[str | Path], model: PreparedModel, imgsz: Imag
     """Scan folders of images that need no labels, as the model sees them.
 
     Args:
-        sources: Folders, image lists or single images, whatever Ultralytics takes as a split.
+        sources: Folders, or files that list images.
         model: Prepared model.
         imgsz: Image size in pixels.
 
@@ -106,8 +106,9 @@ def load_images(sources: Sequence[str | Path], model: PreparedModel, imgsz: Imag
         "nc": len(model.names),
         "channels": model.channels,
         "images": [str(source) for source in sources],
-        "kpt_shape": model.kpt_shape,
     }
+    if model.kpt_shape:
+        info["kpt_shape"] = model.kpt_shape
     return _Scan(info, imgsz, model.stride, model.task, 1.0, False, None).split("images")
 
 

@@ -158,7 +158,7 @@ def _finalists(verifier: Verifier) -> list[Step]:
         for step in verifier.steps.values()
         if step.drop is not None and step.drop <= limit and step.name not in {known.name for known in uniform}
     ]
-    fastest = sorted(holding, key=lambda step: (verifier.latency_ms(step), step.cost))
+    fastest = sorted(holding, key=lambda step: (verifier.comparable_ms(step), step.cost))
     return [*uniform, *fastest[:FINALISTS]]
 
 

@@ -72,7 +72,7 @@ def race(verifier: Verifier, max_drop: float) -> list[str]:
     allowed, builds = verifier.session.recipe.latency.builds, 0
     while builds < allowed:
         holding = [step for step in verifier.steps.values() if verifier.holds(step)]
-        bound = min(map(verifier.latency_ms, holding), default=math.inf)
+        bound = min(map(verifier.comparable_ms, holding), default=math.inf)
         left = [
             one
             for one in sorted(_candidates(verifier), key=lambda one: one.optimistic_ms)
@@ -117,7 +117,9 @@ def _candidates(verifier: Verifier) -> list[Candidate]:
     expect = _expected_drop(verifier)
     found = []
     for (name, choice), spread in zip(choices.values(), spreads, strict=True):
-        step = verifier.step(name, choice)
+        # The solver's plans change as the latencies are learnt.
+        again = sum(known == name or known.startswith(f"{name} (") for known in verifier.steps)
+        step = verifier.step(f"{name} ({again + 1})" if again else name, choice)
         drop, doubt = expect(step.score)
         predicted = step.predicted_ms or 0.0
         found.append(Candidate(step, predicted - OPTIMISM * spread, drop, drop - OPTIMISM * doubt))
@@ -137,7 +139,7 @@ def _choices(verifier: Verifier) -> Iterator[tuple[str, Mapping[str, str]]]:
         solved = solve_choice(choices, "latency", {**limits, "score": share * total})
         if solved:
             quantized = {layer: option for layer, option in solved.items() if option != FLOAT}
-            yield f"solved for {100 * share:.0f} % of the scores", quantized
+            yield f"solver {100 * share:.0f}", quantized
 
 
 def _expected_drop(verifier: Verifier) -> Callable[[float], tuple[float, float]]:

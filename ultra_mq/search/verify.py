@@ -122,7 +122,7 @@ class Verifier:
         """Points that a plan loses on ONNX Runtime, where no engine has to be built for it."""
         return self._measure_loss(step, host_target(self.session.recipe))[1]
 
-    def latency_ms(self, step: Step) -> float:
+    def comparable_ms(self, step: Step) -> float:
         """Latency of a step in the milliseconds of the float model that all predictions are in; infinite if unknown."""
         latency = self.choices.learnt_latency()
         return (latency.float_ms or latency.predict({})) / step.speedup if step.speedup else math.inf
@@ -152,7 +152,7 @@ class Verifier:
         latency = self.choices.latency
         if latency is None or step.speedup is None or any(known.name == step.name for known in latency.timed):
             return
-        latency_ms = self.latency_ms(step)
+        latency_ms = self.comparable_ms(step)
         if step.plan.quantized and step.name not in self.predictions and step.predicted_ms is not None:
             announce(f"{step.name}: {latency_ms:.4g} ms ({step.speedup:.3f}x), {step.predicted_ms:.4g} ms predicted")
             self.predictions[step.name] = (step.predicted_ms, latency_ms)

@@ -83,7 +83,8 @@ class Session:
         more = self.recipe.agreement_data
         if more is None:
             return self
-        split = load_images([*self.data.evaluation.files, more], self.model, self.recipe.size)
+        known = getattr(self.data.evaluation.dataset, "img_path", [])
+        split = load_images([*([known] if isinstance(known, str) else known), more], self.model, self.recipe.size)
         data = replace(self.data, evaluation=split, annotations=None)
         other = replace(self, data=data)
         other.__dict__.pop("evaluation_key", None)
