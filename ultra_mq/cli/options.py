@@ -61,7 +61,9 @@ cpu_runtime = click.option(
 )
 cost = field_option(Recipe, "cost_model", "--cost", "cost_model", type=choice(CostModel))
 target = field_option(Recipe, "runtime", "--runtime", type=choices_of(Recipe, "runtime"))
-recover = click.option("--recover", is_flag=True, help="Let quantized models learn again what the float one says.")
+recover = click.option(
+    "--recover", is_flag=True, help="Let quantized models learn again what the float one says (experimental)."
+)
 metric = field_option(Variant, "metric", "--metric", type=choice(Metric))
 
 

@@ -116,6 +116,8 @@ def gate(
 
     if max_drop is None and min_speedup is None:
         raise click.UsageError("Name a limit: --max-drop, --min-speedup, or both.")
+    if confidence is not None and max_drop is None:
+        raise click.UsageError("--confidence says how sure --max-drop must be kept to. Name that limit too.")
     name, checks = check_report(
         results, variant=variant, max_drop=max_drop, metric=metric, min_speedup=min_speedup, confidence=confidence
     )

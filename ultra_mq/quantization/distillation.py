@@ -35,7 +35,7 @@ class OutputDistillation:
         """Parts of the loss of one batch, times the batch size as Ultralytics wants it; and the parts by name."""
         with torch.no_grad():
             wanted = raw_outputs(self.teacher(batch["img"]))
-        parts = loss_parts(raw_outputs(preds), wanted)
+        parts = _loss_parts(raw_outputs(preds), wanted)
         return torch.stack(list(parts.values())) * len(batch["img"]), {k: part.detach() for k, part in parts.items()}
 
 
@@ -46,7 +46,7 @@ def raw_outputs(output: Any) -> Any:
     return output.get("one2one", output) if isinstance(output, dict) else output
 
 
-def loss_parts(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
+def _loss_parts(found: Any, wanted: Any) -> dict[str, torch.Tensor]:
     """Distance of raw outputs, by name: scalars, mean over the confidence of anchors.
 
     Args:

@@ -4,7 +4,10 @@
 Weights, biases and the ranges of activations are tuned so that outputs, and what the head reads, come close to the
 float network's on letterboxed calibration images. The rounding of the forward pass has no gradient; the
 straight-through estimator stands in for it (Bengio et al. 2013), and for ranges that of learned step sizes (Esser et
-al. 2020, "Learned Step Size Quantization"). Training proper, with labels and augmentation, is ``ultra_mq.QAT``.
+al. 2020, "Learned Step Size Quantization").
+
+Experimental: on YOLO11n the held-out loss falls and agreement does not rise (``docs/results/recovery.md``).
+Training proper, with labels and augmentation, is ``ultra_mq.QAT``.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ultra_mq.core import ModelError, atomic_path, progress, write_text
-from ultra_mq.prepare import Batches
+from ultra_mq.prepare import ANCHOR_EXTRAS, Batches
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 HELD_OUT_SHARE = 0.2
 """Share of the images that are not learnt from, by which the best epoch is chosen."""
+
+PREDICTIONS = ("scores", "boxes", *ANCHOR_EXTRAS, "proto")
+"""Names of a head's raw outputs that are compared."""
 
 STATE = "recovered.pt"
 PARTIAL = "unfinished.pt"
@@ -182,14 +188,16 @@ class _Answers:
 
 
 def _distance(found: tuple[Any, list[torch.Tensor]], wanted: tuple[Any, list[torch.Tensor]]) -> torch.Tensor:
-    """Distance of outputs as in distillation, and of the head's inputs in units of their own spread."""
+    """Squared error of outputs and of the head's inputs, each in units of the float network's own variance."""
     import torch
 
-    from ultra_mq.quantization.distillation import loss_parts
+    pairs = [*zip(found[1], wanted[1], strict=True), *zip(_tensors(found[0]), _tensors(wanted[0]), strict=True)]
+    return torch.stack([(one - other).square().mean() / other.var() for one, other in pairs]).sum()
 
-    outputs = torch.stack(list(loss_parts(found[0], wanted[0]).values())).sum()
-    pairs = zip(found[1], wanted[1], strict=True)
-    return outputs + torch.stack([(one - other).square().mean() / other.var() for one, other in pairs]).sum()
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    """Raw outputs of a head that are predictions: by name, or a classifier's logits."""
+    return [outputs[name] for name in PREDICTIONS if name in outputs] if isinstance(outputs, dict) else [outputs]
 
 
 def _held_out_loss(student: _Answers, teacher: _Answers, batches: Sequence[torch.Tensor]) -> float:
@@ -242,7 +250,8 @@ def _fake_quantize(amax: torch.Tensor, log: torch.nn.Parameter) -> Callable[[tor
         scale = amax * log.exp() / 127
         # The gradient of a range sums over all elements; without this it would dwarf the others (Esser et al., 2.2).
         damped = scale * (factor := 1 / math.sqrt(values.numel() * 127)) + (scale * (1 - factor)).detach()
-        clipped = torch.clamp(values, -127 * damped, 127 * damped)
+        # ModelOpt, ONNX and TensorRT take -128 too.
+        clipped = torch.clamp(values, -128 * damped, 127 * damped)
         # No division in the graph: its gradient overflows.
         off = (clipped / scale).detach()
         return clipped + (off.round() - off) * damped

@@ -67,7 +67,7 @@ def verdict(report: Report, variant: VariantResult) -> str:
     noise = "."
     loss = variant.losses.get("map") if not variant.engine_accuracy else None
     if loss and loss.deviation:
-        agreement = f"95 % of the interval {loss.low:.2f} to {loss.high:.2f}, {agreement}"
+        agreement = f"95 % interval of the loss {loss.low:.2f} to {loss.high:.2f}, {agreement}"
         if loss.low < 0 < loss.high:
             noise = f". {accuracy.images} images cannot tell that from no loss; trust the agreement."
     elif accuracy.images < FEW_IMAGES and abs(lost) < 1:

@@ -88,6 +88,8 @@ class Variant(Strict):
 
     @model_validator(mode="after")
     def _budgets_belong_to_mixed(self) -> Variant:
+        if self.confidence is not None and self.max_drop is None:
+            raise ValueError("confidence says how sure max_drop must be kept to, and there is no max_drop")
         budgets = [*self.budgets, *(["bits"] if self.bits is not None else [])]
         if bool(budgets) != (self.precision == "mixed"):
             raise ValueError(

@@ -41,6 +41,12 @@ class Criteria(Strict):
     max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
     min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
 
+    @model_validator(mode="after")
+    def _confidence_is_of_a_loss(self) -> Criteria:
+        if self.confidence is not None and self.max_drop is None:
+            raise ValueError("confidence says how sure max_drop must be kept to, and there is no max_drop")
+        return self
+
 
 class CalibrationSettings(Strict):
     """How the ranges of the quantizers are found."""
@@ -62,7 +68,7 @@ class CalibrationSettings(Strict):
 class RecoverySettings(Strict):
     """How a quantized network learns again what the float one says, before it is exported; needs no labels."""
 
-    enabled: bool = Field(False, description="Recover every quantized model, which takes a GPU a minute.")
+    enabled: bool = Field(False, description="Recover every quantized model (experimental); takes a GPU a minute.")
     images: int = Field(160, ge=2, description="Images of the train split to learn from; a fifth of them is held out.")
     epochs: int = Field(20, ge=1, description="Passes over the images.")
 
