@@ -193,12 +193,7 @@ def _fit_into_latency(verifier: Verifier) -> None:
 
 def _probe_predictions(verifier: Verifier) -> dict[str, tuple[float, float]]:
     timed = verifier.choices.latency.timed if verifier.choices.latency else ()
-    known = {*verifier.predictions, *verifier.session.recipe.formats}
-    return {
-        one.name: (one.predicted_ms, one.latency_ms)
-        for one in timed
-        if one.predicted_ms is not None and one.name not in known
-    }
+    return {one.name: (one.predicted_ms, one.latency_ms) for one in timed if one.predicted_ms is not None}
 
 
 def _choose(verifier: Verifier) -> tuple[Step, bool]:

@@ -150,10 +150,12 @@ class Verifier:
     def _learn(self, step: Step) -> None:
         """Correct the prediction by a plan that was measured, in the milliseconds of the float model that it knows."""
         latency = self.choices.latency
-        if latency is None or step.speedup is None or any(known.name == step.name for known in latency.timed):
+        if latency is None or step.speedup is None or not step.plan.quantized:
+            return
+        if any(known.name == step.name for known in latency.timed):
             return
         latency_ms = self.comparable_ms(step)
-        if step.plan.quantized and step.name not in self.predictions and step.predicted_ms is not None:
+        if step.name not in self.predictions and step.predicted_ms is not None:
             announce(f"{step.name}: {latency_ms:.4g} ms ({step.speedup:.3f}x), {step.predicted_ms:.4g} ms predicted")
             self.predictions[step.name] = (step.predicted_ms, latency_ms)
         if latency.timed:
