@@ -2,6 +2,7 @@
 """A run that builds, proves and times engines, on the stand-in of tests/fake."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ultra_mq.measure.accuracy import points_lost
 from ultra_mq.plan.precision_plan import load_plan
 from ultra_mq.report.gate import check_report
 from ultra_mq.report.recommendation import recommend
+from ultra_mq.session.recipe import make_recipe
 
 LAYER, NODE = "model.2.cv2.conv", "/model.2/cv2/conv/Conv"
 
@@ -197,3 +199,27 @@ def test_a_target_that_is_missing_is_said_before_anything_is_written(short, tmp_
     with pytest.raises(BackendError, match="Cannot start '/nowhere/python'"):
         run_recipe(short.model_copy(update={"engine": engine}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_race_on_engines_that_two_gpus_build(stand_in, short, monkeypatch):
+    """Probes, builds and the report of a search whose plans are engines."""
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    document = short.model_dump(mode="json") | {
+        "runtime": "tensorrt",
+        "cost_model": "latency",
+        "latency": {"probes": 2, "builds": 2},
+        "sensitivity": {"images": 4},
+        "variants": [{"name": "raced", "max_drop": 60.0, "metric": "agreement"}],
+    }
+    document["engine"] |= {"build_on": [0, 1]}
+    report = run_recipe(make_recipe(document))
+    raced = report.variants[1]
+    assert raced.search.runtime == "tensorrt"
+    assert {"float", "int8"} <= {step.name for step in raced.search.steps}
+    assert raced.search.verdict in ("holds", "open")
+    assert raced.engine_error is None
+    caches = {path.name for path in (Path(os.environ["ULTRA_MQ_CACHE"]) / "timing").iterdir()}
+    assert {"gpu-0", "gpu-1"} <= caches
+    text = (report.folder / "report.md").read_text()
+    assert "predicted without their own" in text
+    assert "points of agreement lost, 95 %" in text
