@@ -30,6 +30,13 @@ def small(small_weights, shapes):
     ]  # fmt: skip
 
 
+def test_a_recovered_model_is_said_to_be_one(run, small, tmp_path):
+    settings = ["recover.images=8", "recover.epochs=1", f"project={tmp_path}/runs"]
+    code, _, err = run("autoquant", "--bits", "8", "--recover", *small, *settings)
+    assert code == 0, err
+    assert "was recovered: held-out loss" in (tmp_path / "runs" / "autoquant" / "report.md").read_text()
+
+
 def test_autoquant_prints_a_table(run, small, tmp_path):
     code, out, err = run("autoquant", "--bits", "7.5", *small, f"project={tmp_path}/runs")
     assert code == 0, err
@@ -73,6 +80,7 @@ def test_run_plan_and_apply(run, small, tmp_path):
         (["autoquant", "{weights}", "data={shapes}", "imgsz=100"], "imgsz=100 is not a multiple"),
         (["autoquant", "{weights}", "data={shapes}", "imgs=160"], "did you mean 'imgsz'"),
         (["autoquant", "{weights}", "--bits", "0"], "outside (0, 16]"),
+        (["autoquant", "{weights}", "--bits", "9", "--confidence", "0.9"], "there is no max_drop"),
         (["autoquant", "{weights}", "--bits", "17"], "outside (0, 16]"),
         (["autoquant", "{weights}", "--bits", "nan"], "outside (0, 16]"),
         (["autoquant", "{weights}", "--bits", "7.5", "--strict"], "below the floor"),

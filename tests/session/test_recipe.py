@@ -78,3 +78,13 @@ def test_files_that_are_no_recipes(tmp_path, text):
 def test_missing_file():
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "section", [{"variants": [{"name": "a", "bits": 9, "confidence": 0.9}]}, {"criteria": {"confidence": 0.9}}]
+)
+def test_a_confidence_is_of_a_loss(section):
+    with pytest.raises(RecipeError, match="there is no max_drop"):
+        make_recipe(section)
+    recipe = make_recipe({"variants": [{"name": "a", "max_drop": 1, "confidence": 0.9}]})
+    assert recipe.variants[0].confidence == 0.9

@@ -247,14 +247,16 @@ def _fake_quantize(amax: torch.Tensor, log: torch.nn.Parameter) -> Callable[[tor
     def forward(values: torch.Tensor) -> torch.Tensor:
         import torch
 
+        # Sums are written as products here: a block whose joins are quantized would take them for its own additions.
         scale = amax * log.exp() / 127
         # The gradient of a range sums over all elements; without this it would dwarf the others (Esser et al., 2.2).
-        damped = scale * (factor := 1 / math.sqrt(values.numel() * 127)) + (scale * (1 - factor)).detach()
+        factor = torch.full_like(scale, 1 / math.sqrt(values.numel() * 127))
+        damped = torch.lerp(scale.detach(), scale, factor)
         # ModelOpt, ONNX and TensorRT take -128 too.
         clipped = torch.clamp(values, -128 * damped, 127 * damped)
         # No division in the graph: its gradient overflows.
         off = (clipped / scale).detach()
-        return clipped + (off.round() - off) * damped
+        return torch.addcmul(clipped, off.round() - off, damped)
 
     return forward
 
