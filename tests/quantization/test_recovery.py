@@ -10,6 +10,7 @@ from ultra_mq.prepare.data import Batches, choose
 from ultra_mq.prepare.model import uniform_formats
 from ultra_mq.quantization import recovery
 from ultra_mq.quantization.apply import apply_formats
+from ultra_mq.quantization.learnable_ranges import learnable_ranges
 from ultra_mq.quantization.recovery import RecoveryRates, load_recovered, load_recovery, recover, save_recovery
 
 
@@ -97,7 +98,7 @@ def test_learnable_ranges_quantize_as_before(quantized, model, images):
     with torch.no_grad():
         reference = model.module(pixels)[1]
         before = quantized(pixels)[1]
-        with recovery._learnable_ranges(quantized):
+        with learnable_ranges(quantized):
             inside = quantized(pixels)[1]
     for name in ("scores", "boxes"):
         # A value at the edge of a step may fall to the other side, and layers behind it make more of it.

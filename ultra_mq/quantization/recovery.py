@@ -12,17 +12,17 @@ Training proper, with labels and augmentation, is ``ultra_mq.QAT``.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ultra_mq.core import ModelError, atomic_path, progress, write_text
 from ultra_mq.prepare import ANCHOR_EXTRAS, Batches
+from ultra_mq.quantization.learnable_ranges import learnable_ranges
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def recover(
         raise ModelError("Recovery needs two batches of images at least. Pass more images, or a smaller batch.")
     rates = rates or RecoveryRates()
     generator = torch.Generator().manual_seed(seed)
-    with _learnable_ranges(module) as ranges:
+    with learnable_ranges(module) as ranges:
         groups = _parameters(module, ranges, rates)
         optimizer = torch.optim.Adam(groups)
         steps = epochs * len(learnt)
@@ -214,51 +214,6 @@ def _parameters(module: nn.Module, ranges: Sequence[torch.nn.Parameter], rates: 
             (biases if parameter.ndim == 1 else weights).append(parameter)
     found = [(weights, rates.weights), (biases, rates.biases), (list(ranges), rates.log_ranges)]
     return [{"params": params, "lr": rate} for params, rate in found if params and rate]
-
-
-@contextlib.contextmanager
-def _learnable_ranges(module: nn.Module) -> Iterator[list[torch.nn.Parameter]]:
-    """Let the ranges of INT8 activations be learnt: one factor's logarithm for all that have a range in common."""
-    import torch
-
-    logs: dict[float, torch.nn.Parameter] = {}
-    changed = []
-    for name, quantizer in module.named_modules():
-        leaf = name.rpartition(".")[2]
-        if "_quantizer" not in leaf or leaf == "weight_quantizer" or not getattr(quantizer, "is_enabled", False):
-            continue
-        if quantizer.num_bits != 8 or quantizer.amax is None or quantizer.amax.numel() != 1:
-            continue
-        amax = quantizer.amax.detach().float().reshape(())
-        log = logs.setdefault(float(amax), torch.nn.Parameter(torch.zeros_like(amax)))
-        quantizer.forward = _fake_quantize(amax, log)
-        changed.append((quantizer, log))
-    try:
-        yield list(logs.values())
-    finally:
-        for quantizer, log in changed:
-            del quantizer.forward
-            quantizer.amax = quantizer.amax * log.detach().exp()
-
-
-def _fake_quantize(amax: torch.Tensor, log: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Symmetric INT8 quantization whose range has a gradient."""
-
-    def forward(values: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        # Sums are written as products here: a block whose joins are quantized would take them for its own additions.
-        scale = amax * log.exp() / 127
-        # The gradient of a range sums over all elements; without this it would dwarf the others (Esser et al., 2.2).
-        factor = torch.full_like(scale, 1 / math.sqrt(values.numel() * 127))
-        damped = torch.lerp(scale.detach(), scale, factor)
-        # ModelOpt, ONNX and TensorRT take -128 too.
-        clipped = torch.clamp(values, -128 * damped, 127 * damped)
-        # No division in the graph: its gradient overflows.
-        off = (clipped / scale).detach()
-        return torch.addcmul(clipped, off.round() - off, damped)
-
-    return forward
 
 
 class _Saved:
