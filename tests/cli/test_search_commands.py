@@ -31,12 +31,15 @@ def test_a_loss_on_openvino(small, tmp_path):
     budgets = ["--max-drop", "5", "--metric", "agreement", "--cost", "latency", "--runtime", "openvino"]
     found = run("autoquant", *budgets, *small, "name=drop")["variants"][1]["search"]
     assert found["runtime"] == "openvino"
-    assert found["evaluations"] <= 6
+    # Uniform INT8, the probes, which are built already, and as many builds as are allowed.
+    assert found["evaluations"] <= 1 + 4 + 6
     held = [step for step in found["steps"] if step["drop"] is not None and step["drop"] <= 5 and step["latency_ms"]]
-    assert found["chosen"]["latency_ms"] == min(step["latency_ms"] for step in held)
+    surely = [step["speedup"] for step in held if (step["speedup_interval"] or [1])[0] >= 1]
+    assert found["chosen"]["drop"] <= 5
+    assert found["chosen"]["speedup"] >= max(surely) / 1.01 - 1e-9
     report = (tmp_path / "drop" / "report.md").read_text()
     assert "## Search of drop-5" in report
-    assert "Predicted against measured latency of" in report
+    assert "measurement: rank correlation" in report
     assert "## Recommendation" in report
     plans = [yaml.safe_load(path.read_text()) for path in (tmp_path / "drop" / "search").glob("*.yaml")]
     assert len(plans) == len(found["steps"])
