@@ -17,7 +17,7 @@ from arguments import make_parser
 from ultra_mq.core import write_text
 from ultra_mq.jobs import autoquant_recipe
 from ultra_mq.measure import Accuracy
-from ultra_mq.measure.bootstrap import _agreeing, _Constant, _scored, recentred
+from ultra_mq.measure.bootstrap import _agreeing, _agreeing_with_itself, _scored, recentred
 from ultra_mq.plan import uniform_plan
 from ultra_mq.session import Artefacts, float_artefacts, open_session
 
@@ -47,8 +47,7 @@ def cover(
     """Loss on all images, mean of the sets, its deviation and the bootstrap's, shares that hold: plain and narrowed."""
     if metric == "agreement":
         scored = _agreeing(model.predictions, reference.predictions)
-        itself = _agreeing(reference.predictions, reference.predictions)
-        base = _Constant(itself.score(np.ones(itself.images)), itself.images)
+        base = _agreeing_with_itself(reference.predictions)
     else:
         scored, base = _scored(model.predictions), _scored(reference.predictions)
 

@@ -113,8 +113,7 @@ def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: 
 
     The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect detector.
     """
-    model, itself = _agreeing(predictions, reference), _agreeing(reference, reference)
-    return _resample(model, _Constant(itself.score(np.ones(itself.images)), itself.images), seed, draws)
+    return _resample(_agreeing(predictions, reference), _agreeing_with_itself(reference), seed, draws)
 
 
 def bootstrap_loss(
@@ -229,6 +228,11 @@ def _agreeing(found: Predictions, reference: Predictions) -> _Scored:
         return _ScoredClasses(found.classes == reference.classes)
     assert isinstance(reference, Detections)
     return _ScoredObjects(match_agreement(found, reference))
+
+
+def _agreeing_with_itself(reference: Predictions) -> _Scored:
+    itself = _agreeing(reference, reference)
+    return _Constant(itself.score(np.ones(itself.images)), itself.images)
 
 
 def _resample(model: _Scored, reference: _Scored, seed: int, draws: int) -> Drop:

@@ -86,9 +86,7 @@ class Session:
         known = getattr(self.data.evaluation.dataset, "img_path", [])
         split = load_images([*([known] if isinstance(known, str) else known), more], self.model, self.recipe.size)
         data = replace(self.data, evaluation=split, annotations=None)
-        other = replace(self, data=data)
-        other.__dict__.pop("evaluation_key", None)
-        return other
+        return replace(self, data=data)
 
     @functools.cached_property
     def evaluation_key(self) -> dict[str, Any]:
