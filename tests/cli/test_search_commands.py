@@ -39,7 +39,10 @@ def test_a_loss_on_openvino(small, tmp_path):
     assert found["chosen"]["speedup"] >= max(surely) / 1.01 - 1e-9
     report = (tmp_path / "drop" / "report.md").read_text()
     assert "## Search of drop-5" in report
-    assert "measurement: rank correlation" in report
+    # Where nothing could win the race, a probe's is the only prediction: too few for a rank correlation.
+    predictions = len(found["predictions"])
+    assert f"Latencies predicted, of {predictions} model" in report
+    assert ("measurement: rank correlation" in report) == (predictions > 2)
     assert "## Recommendation" in report
     plans = [yaml.safe_load(path.read_text()) for path in (tmp_path / "drop" / "search").glob("*.yaml")]
     assert len(plans) == len(found["steps"])
