@@ -17,7 +17,8 @@ from arguments import make_parser
 from ultra_mq.core import write_text
 from ultra_mq.jobs import autoquant_recipe
 from ultra_mq.measure import Accuracy
-from ultra_mq.measure.bootstrap import _agreeing, _agreeing_with_itself, _scored, recentred
+from ultra_mq.measure.bootstrap import recentred
+from ultra_mq.measure.scored import against_itself, against_labels, against_model
 from ultra_mq.plan import uniform_plan
 from ultra_mq.session import Artefacts, float_artefacts, open_session
 
@@ -46,13 +47,13 @@ def cover(
 ) -> tuple[float, float, float, float, float, float]:
     """Loss on all images, mean of the sets, its deviation and the bootstrap's, shares that hold: plain and narrowed."""
     if metric == "agreement":
-        scored = _agreeing(model.predictions, reference.predictions)
-        base = _agreeing_with_itself(reference.predictions)
+        scored = against_model(model.predictions, reference.predictions)
+        base = against_itself(reference.predictions)
     else:
-        scored, base = _scored(model.predictions), _scored(reference.predictions)
+        scored, base = against_labels(model.predictions), against_labels(reference.predictions)
 
     def lost(weights: np.ndarray) -> float:
-        return 100 * (base.score(weights) - scored.score(weights))
+        return 100 * (base.score(weights)[0] - scored.score(weights)[0])
 
     generator = np.random.default_rng(0)
     population = scored.images

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ultra_mq.session.recipe import Recipe, Variant
+from ultra_mq.session import Recipe, Variant
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
 INTRODUCTION = """# Recipe reference

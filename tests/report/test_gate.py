@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from ultra_mq.cli import main
 from ultra_mq.measure.accuracy import Accuracy, save_accuracy
 from ultra_mq.measure.agreement import score_agreement
-from ultra_mq.measure.bootstrap import _ScoredObjects, bootstrap_agreement, bootstrap_metric
+from ultra_mq.measure.bootstrap import bootstrap_agreement, bootstrap_metric
 from ultra_mq.measure.predictions import Detections
+from ultra_mq.measure.scored import ScoredObjects
 from ultra_mq.report.results import SCHEMA
 
 IMAGES = tuple(f"{number}.jpg" for number in range(40))
@@ -40,7 +41,7 @@ def test_unweighted_is_ultralytics_own_map():
 
     found = detections(miss=0.3)
     ap = ap_per_class(found.correct, found.scores, found.classes, found.label_classes)[5]
-    assert _ScoredObjects(found).score(np.ones(40)) == pytest.approx(ap.mean(), abs=1e-12)
+    assert ScoredObjects(found).score(np.ones(40))[0] == pytest.approx(ap.mean(), abs=1e-12)
 
 
 def test_a_weight_of_two_is_the_image_twice():
@@ -52,8 +53,8 @@ def test_a_weight_of_two_is_the_image_twice():
         names, found.classes[twice], found.boxes[twice], found.scores[twice], names, found.correct[twice], names,
         found.label_classes[twice],
     )  # fmt: skip
-    wanted = _ScoredObjects(resampled).score(np.ones(40))
-    assert _ScoredObjects(found).score(weights) == pytest.approx(wanted, abs=0.01)
+    wanted = ScoredObjects(resampled).score(np.ones(40))[0]
+    assert ScoredObjects(found).score(weights)[0] == pytest.approx(wanted, abs=0.01)
 
 
 def test_the_same_model_loses_nothing():
@@ -81,7 +82,7 @@ def test_agreement_is_the_agreement_of_the_report():
 def results(tmp_path):
     def write(miss, speedup=(1.2, 1.1, 1.3)):
         for name, found in (("fp32", detections()), ("int8", detections(miss=miss))):
-            ap = _ScoredObjects(found).score(np.ones(40))
+            ap = ScoredObjects(found).score(np.ones(40))[0]
             save_accuracy(
                 Accuracy("detect", {"metrics/mAP50-95(B)": ap}, 40, None, None, None, found),
                 tmp_path / "accuracy" / name,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Commands that measure files: val, bench."""
+"""Commands that measure files: val, diff, bench."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ultra_mq.core import console
 
 if TYPE_CHECKING:
     from ultra_mq.measure import Accuracy, Bench
-    from ultra_mq.prepare import Data
+    from ultra_mq.report import ClassTable
     from ultra_mq.runtimes import CpuRuntime
 
 
@@ -31,14 +31,8 @@ def val(
     files: tuple[str, ...], reference: Path | None, runtime: CpuRuntime, trt_python: str | None, as_json: bool
 ) -> None:
     """Validate ONNX files and engines with Ultralytics' validator: its metrics, and agreement with a reference."""
-    from contextlib import closing
-    from dataclasses import replace
-
-    from ultra_mq.core import BackendError, UltraMQError
-    from ultra_mq.jobs import data_of, described, take_task
-    from ultra_mq.measure import compare, evaluate
-    from ultra_mq.prepare import gpu_index
-    from ultra_mq.runtimes import open_file, read_exported
+    from ultra_mq.core import BackendError
+    from ultra_mq.jobs import evaluate_files, take_task
     from ultra_mq.session import make_recipe
 
     paths = [Path(item) for item in files if "=" not in item]
@@ -49,33 +43,8 @@ def val(
         raise click.UsageError("Name at least one file.")
     if reference in paths:
         paths.remove(reference)
-    gpu = gpu_index(recipe.device)
-    measured: dict[Path, Accuracy] = {}
-    scanned: dict[str, Data] = {}
-    errors = []
-    for path in [reference, *paths]:
-        try:
-            exported = read_exported(path)
-            if exported.decodes:
-                raise BackendError(
-                    f"'{path}' ends in a transformer decoder (RT-DETR), whose outputs are not compared here. "
-                    f"Validate it with Ultralytics: RTDETR('{path}').val(data=...)."
-                )
-            kind = repr(replace(exported, path=Path(), batch=1))
-            if kind not in scanned:
-                scanned[kind] = data_of(exported, recipe, task)
-            data = scanned[kind]
-            with closing(open_file(path, trt_python, runtime=runtime, device=gpu)) as backend:
-                measured[path] = evaluate(described(backend, data), data, label=f"Evaluating {path.name}")
-        except UltraMQError as error:  # noqa: PERF203
-            if path == reference:
-                raise
-            errors.append(str(error))
-    against = measured[reference]
-    compared = {
-        path: compare(accuracy, against.predictions) if accuracy.task == against.task else accuracy
-        for path, accuracy in measured.items()
-    }
+    found = evaluate_files([reference, *paths], recipe, task=task, runtime=runtime, trt_python=trt_python)
+    compared, against, errors = found.accuracies, found.accuracies[reference], list(found.errors)
     if as_json:
         rows = [
             {
@@ -92,6 +61,34 @@ def val(
             console.print(_accuracy_table(shown, f"{title}, {against.images} images; agreement with {reference.name}"))
     if errors:
         raise BackendError(" ".join(errors))
+
+
+@click.command(epilog=OVERRIDES_HELP)
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--pictures", default=12, show_default=True, help="Images to draw on which the two part most.")
+@cpu_runtime
+@trt_python
+@command_options
+def diff(
+    before: Path, after: Path, overrides: tuple[str, ...], pictures: int, runtime: CpuRuntime, trt_python: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Show what AFTER does otherwise than BEFORE, two ONNX files or engines: by class, and in pictures."""
+    from ultra_mq.jobs import class_tables, diff_files, take_task
+    from ultra_mq.session import make_recipe
+
+    task, rest = take_task(overrides)
+    recipe = make_recipe({"name": "diff"}, rest)
+    found = diff_files(before, after, recipe, task=task, runtime=runtime, trt_python=trt_python, pictures=pictures)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    for table in class_tables(found):
+        console.print(_class_table(table))
+        console.print(table.summary, markup=False, soft_wrap=True)
+    console.print(f"Pictures and all classes: {found.folder / 'diff.html'}", markup=False, soft_wrap=True)
 
 
 @click.command()
@@ -151,7 +148,10 @@ def bench(
         raise BackendError(" ".join(f"{Path(name).name}: {error}" for name, error in errors.items()))
 
 
-COMMANDS = (val, bench)
+CLASSES_SHOWN = 10
+"""Classes that fit a terminal; all of them are in the files."""
+
+COMMANDS = (val, diff, bench)
 
 
 def _accuracy_table(compared: Mapping[Path, Accuracy], title: str) -> Table:
@@ -166,6 +166,18 @@ def _accuracy_table(compared: Mapping[Path, Accuracy], title: str) -> Table:
         agreement = "-" if accuracy.agreement is None else f"{accuracy.agreement:.3f}"
         table.add_row(escape(path.name), points(accuracy.main), points(accuracy.second), agreement)
     return table
+
+
+def _class_table(table: ClassTable) -> Table:
+    from ultra_mq.report import points, points_text
+
+    shown = Table(title=escape(f"{table.variant}: points of {table.metric} lost, 95 %"), title_justify="left")
+    for column in ("class", "objects", "images", "before", "after", "lost"):
+        shown.add_column(column, justify="left" if column == "class" else "right")
+    for one in [one for one in table.classes if one.resolved][:CLASSES_SHOWN]:
+        figures = (points(one.reference), points(one.model), points_text(one.loss))
+        shown.add_row(escape(one.name), str(one.labels), str(one.loss.images), *figures)
+    return shown
 
 
 def _latency_table(measured: Bench, title: str) -> Table:

@@ -72,6 +72,9 @@ def budgets(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         field_option(Variant, "bits", "--bits", type=float),
         field_option(Variant, "max_drop", "--max-drop", type=click.FloatRange(min=0)),
+        field_option(
+            Variant, "max_drop_per_class", "--max-drop-per-class", type=click.FloatRange(min=0, min_open=True)
+        ),
         metric,
         field_option(
             Variant, "confidence", "--confidence", type=click.FloatRange(0.5, 1, min_open=True, max_open=True)
@@ -82,7 +85,7 @@ def budgets(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        names = ("bits", "max_drop", "metric", "confidence", "max_latency_ms", "min_speedup")
+        names = ("bits", "max_drop", "max_drop_per_class", "metric", "confidence", "max_latency_ms", "min_speedup")
         given = {name: value for name in names if (value := kwargs.pop(name)) is not None}
         function(*args, budgets=given, **kwargs)
 

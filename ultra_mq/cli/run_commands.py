@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ultra_mq import __version__
-from ultra_mq.cli import engine_commands, measure_commands, onnx_commands, search_commands
+from ultra_mq.cli import deploy_commands, engine_commands, measure_commands, onnx_commands, search_commands
 from ultra_mq.cli.options import (
     NOT_MET,
     OVERRIDES_HELP,
@@ -220,6 +220,7 @@ def _print_report(report: Report, as_json: bool) -> None:
 
 
 for _command in (
+    *deploy_commands.COMMANDS,
     *engine_commands.COMMANDS,
     *measure_commands.COMMANDS,
     *onnx_commands.COMMANDS,

@@ -96,6 +96,7 @@ def sensitivity(
 @click.command()
 @click.argument("results", metavar="RESULTS.json", type=FILE)
 @click.option("--max-drop", type=float, help="Points of the metric that may be lost.")
+@click.option("--max-drop-per-class", type=float, help="Points of the metric that a single class may lose.")
 @metric
 @click.option("--min-speedup", type=float, help="Smallest speed-up over FP16 (engines) or FP32 (CPU).")
 @click.option(
@@ -106,7 +107,8 @@ def sensitivity(
 @click.option("--variant", help="Variant to check; the last one of the report by default.")
 @command_options
 def gate(
-    results: Path, max_drop: float | None, metric: Metric | None, min_speedup: float | None,
+    results: Path, max_drop: float | None, max_drop_per_class: float | None, metric: Metric | None,
+    min_speedup: float | None,
     confidence: float | None, variant: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold a report against limits; exits with 1 where one fails beyond the noise of images and timing."""
@@ -114,12 +116,18 @@ def gate(
 
     from ultra_mq.report import check_report
 
-    if max_drop is None and min_speedup is None:
-        raise click.UsageError("Name a limit: --max-drop, --min-speedup, or both.")
+    if max_drop is None and max_drop_per_class is None and min_speedup is None:
+        raise click.UsageError("Name a limit: --max-drop, --max-drop-per-class, --min-speedup, or several.")
     if confidence is not None and max_drop is None:
         raise click.UsageError("--confidence says how sure --max-drop must be kept to. Name that limit too.")
     name, checks = check_report(
-        results, variant=variant, max_drop=max_drop, metric=metric, min_speedup=min_speedup, confidence=confidence
+        results,
+        variant=variant,
+        max_drop=max_drop,
+        max_drop_per_class=max_drop_per_class,
+        metric=metric,
+        min_speedup=min_speedup,
+        confidence=confidence,
     )
     if as_json:
         click.echo(json.dumps({"variant": name, "checks": [asdict(check) for check in checks]}, indent=2))

@@ -12,6 +12,7 @@ from ultra_mq.core.errors import (
     EvaluationError,
     ExportError,
     ModelError,
+    PackageError,
     ParityError,
     PlanError,
     RecipeError,
@@ -20,7 +21,7 @@ from ultra_mq.core.errors import (
     SweepError,
     UltraMQError,
 )
-from ultra_mq.core.files import UNWRITABLE, atomic_path, csv_text, publish, sha256_of, write_text
+from ultra_mq.core.files import UNWRITABLE, atomic_folder, atomic_path, csv_text, publish, sha256_of, write_text
 from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, FormatName, quantize_config
 from ultra_mq.core.kernels import KernelTime
 from ultra_mq.core.schema import Strict, load_document, validate
@@ -40,6 +41,7 @@ __all__ = [
     "FormatName",
     "KernelTime",
     "ModelError",
+    "PackageError",
     "ParityError",
     "PlanError",
     "RecipeError",
@@ -49,6 +51,7 @@ __all__ = [
     "SweepError",
     "UltraMQError",
     "announce",
+    "atomic_folder",
     "atomic_path",
     "building",
     "console",

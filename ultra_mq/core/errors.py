@@ -68,5 +68,9 @@ class BackendError(UltraMQError):
     """A runtime that is missing or failed."""
 
 
+class PackageError(UltraMQError):
+    """An artefact that cannot be packaged for a target."""
+
+
 class RunFolderError(UltraMQError):
     """A run folder or cache that cannot be written."""

@@ -51,6 +51,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Hand out an empty folder beside ``path``, which must not exist; on success it is renamed, on failure removed.
+
+    Raises:
+        RunFolderError: The folder cannot be written, or the disk is full.
+    """
+    temporary = temporary_beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        if is_unwritable(error, temporary):
+            raise _cannot_write(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_beside(path: Path) -> Path:
     """A hidden name beside a path that no one else uses."""
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")

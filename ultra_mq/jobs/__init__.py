@@ -5,8 +5,11 @@ In: a ``Recipe`` or a ``Sweep``. Out: run folders; also the functions of the Pyt
 """
 
 from ultra_mq.jobs.api import autoquant, autoquant_recipe, callback, compare_recipe, load, quantize, recover
-from ultra_mq.jobs.exported_data import data_of, described, image_for, take_task
+from ultra_mq.jobs.diff_job import class_tables, diff_files
+from ultra_mq.jobs.exported_data import image_for, take_task
+from ultra_mq.jobs.file_accuracy import evaluate_files
 from ultra_mq.jobs.pipeline import make_run_folder, run_recipe
+from ultra_mq.jobs.prediction import predict_file
 from ultra_mq.jobs.ptq_job import ptq_file
 from ultra_mq.jobs.sweep.study import run_sweep
 from ultra_mq.jobs.sweep.sweep_file import load_sweep
@@ -17,13 +20,15 @@ __all__ = [
     "autoquant_recipe",
     "best_trials",
     "callback",
+    "class_tables",
     "compare_recipe",
-    "data_of",
-    "described",
+    "diff_files",
+    "evaluate_files",
     "image_for",
     "load",
     "load_sweep",
     "make_run_folder",
+    "predict_file",
     "ptq_file",
     "quantize",
     "recover",

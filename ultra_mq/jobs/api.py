@@ -167,6 +167,7 @@ def autoquant(
     data: str | Path = AUTO_DATA,
     *,
     max_drop: float | None = None,
+    max_drop_per_class: float | None = None,
     metric: Metric | None = None,
     confidence: float | None = None,
     max_latency_ms: float | None = None,
@@ -180,6 +181,7 @@ def autoquant(
         bits: Budget in effective bits, 8 to 16; lower saturates with a warning. 9 where there is no budget at all.
         data: Whatever Ultralytics takes as data: calibrates on train, evaluates on val.
         max_drop: Points of ``metric`` that may be lost.
+        max_drop_per_class: Points that a single class may be seen to lose.
         metric: ``map`` (the main metric of the task), or ``agreement`` with the float model.
         confidence: How sure a plan must be to keep to ``max_drop``, 0.9 say; by default the estimate decides.
         max_latency_ms: Median latency on the recipe's ``runtime``, at most.
@@ -193,8 +195,8 @@ def autoquant(
         UltraMQError: The input cannot be used.
     """
     given = {
-        "bits": bits, "max_drop": max_drop, "metric": metric, "confidence": confidence,
-        "max_latency_ms": max_latency_ms, "min_speedup": min_speedup,
+        "bits": bits, "max_drop": max_drop, "max_drop_per_class": max_drop_per_class, "metric": metric,
+        "confidence": confidence, "max_latency_ms": max_latency_ms, "min_speedup": min_speedup,
     }  # fmt: skip
     budgets = {name: value for name, value in given.items() if value is not None}
     return run_recipe(autoquant_recipe(weights, budgets, {"data": str(data), **settings}))
@@ -207,7 +209,7 @@ def autoquant_recipe(
     if not budgets.keys() - {"metric", "confidence"}:
         budgets = {**budgets, "bits": DEFAULT_BITS}
     bits = budgets.get("bits")
-    words = {"max_drop": "drop", "max_latency_ms": "ms", "min_speedup": "speedup"}
+    words = {"max_drop": "drop", "max_drop_per_class": "class-drop", "max_latency_ms": "ms", "min_speedup": "speedup"}
     parts = [f"{word}-{budgets[name]:g}" for name, word in words.items() if name in budgets]
     if bits is not None:
         parts.insert(0, f"mixed-{bits:g}bit" if bits > 8 else "int8")

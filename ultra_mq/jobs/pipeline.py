@@ -13,9 +13,18 @@ from types import SimpleNamespace
 from ultra_mq.core import BackendError, Cache, ParityError, RunFolderError, publish, versions
 from ultra_mq.graph import lint_graph, load_graph
 from ultra_mq.jobs.engine_results import add_engine, find_engine_runtime, time_engines
-from ultra_mq.measure import Accuracy, bootstrap_loss, compare, save_accuracy, time_in_turns
+from ultra_mq.measure import Accuracy, bootstrap_classes, compare, save_accuracy, time_in_turns
 from ultra_mq.plan import PrecisionPlan, save_plan, settle_plan
-from ultra_mq.report import ACCURACY, ENGINE_FOLDER, Report, VariantResult, write_report
+from ultra_mq.report import (
+    ACCURACY,
+    ENGINE_FOLDER,
+    Report,
+    VariantResult,
+    draw_gallery,
+    recommend,
+    variant_of_interest,
+    write_report,
+)
 from ultra_mq.runtimes import CpuRuntime, open_file
 from ultra_mq.search import search
 from ultra_mq.session import (
@@ -84,7 +93,7 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
         versions=versions(),
         seconds=session.seconds,
     )
-    report = _add_outlook(session, _add_losses(report))
+    report = _add_pictures(session, _add_outlook(session, _add_losses(report, session.model.names)))
     for result in report.variants:
         save_accuracy(result.accuracy, folder / ACCURACY / result.name)
         if result.engine_accuracy:
@@ -229,14 +238,16 @@ def _time_on_cpu(session: Session, folder: Path, results: list[VariantResult]) -
     ]
 
 
-def _add_losses(report: Report) -> Report:
-    """Give every variant its losses with their intervals."""
+def _add_losses(report: Report, names: Mapping[int, str]) -> Report:
+    """Give every variant its losses with their intervals, whole and class by class."""
     reference = report.reference.accuracy
     metrics: list[Metric] = ["agreement"] if reference.main is None else ["map", "agreement"]
 
     def measure(result: VariantResult) -> VariantResult:
         model = result.engine_accuracy or result.accuracy
-        return replace(result, losses={metric: bootstrap_loss(model, reference, metric) for metric in metrics})
+        found = {metric: bootstrap_classes(model, reference, metric, names) for metric in metrics}
+        losses = {metric: loss for metric, (loss, _) in found.items()}
+        return replace(result, losses=losses, class_losses={metric: classes for metric, (_, classes) in found.items()})
 
     return replace(report, variants=(report.reference, *map(measure, report.variants[1:])))
 
@@ -252,6 +263,17 @@ def _add_outlook(session: Session, report: Report) -> Report:
         loss = sum(layer.score or 0.0 for layer in plan.layers)
         rows.append((bits, len(plan.quantized), 100 * loss / everything))
     return replace(report, outlook=tuple(rows))
+
+
+def _add_pictures(session: Session, report: Report) -> Report:
+    """Draw where the variant of interest and the float model part."""
+    shown, count = variant_of_interest(report, recommend(report)), session.recipe.evaluation.pictures
+    if shown is None or not count:
+        return report
+    model = (shown.engine_accuracy or shown.accuracy).predictions
+    images, names = session.data.evaluation.names, session.model.names
+    pictures = draw_gallery(model, report.reference.accuracy.predictions, images, names, report.folder, count)
+    return replace(report, pictures=pictures, pictured=shown.name)
 
 
 def _fail_on_parity(report: Report) -> None:

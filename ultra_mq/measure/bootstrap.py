@@ -9,15 +9,16 @@ difference, so that it is far surer than either figure.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from ultra_mq.core import track
 from ultra_mq.measure.accuracy import Accuracy, points_lost
-from ultra_mq.measure.agreement import match_agreement
-from ultra_mq.measure.predictions import Classifications, Detections, Predictions, require_same_images
+from ultra_mq.measure.predictions import Predictions, require_same_images
+from ultra_mq.measure.scored import Scored, against_itself, against_labels, against_model
 
 DRAWS = 500
 
@@ -71,6 +72,48 @@ class Drop:
         return math.ceil(self.images * (float(norm.ppf(confidence)) * self.deviation / (limit - self.points)) ** 2)
 
 
+FEW_HOLDERS = 5
+"""Images with a class below which its interval says nothing: draws of so few are nearly always the same."""
+
+
+TRIFLE = 0.1
+"""Points below which a loss is not worth a word, however sure it is."""
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """What one class loses from one model to another.
+
+    Attributes:
+        name: Class name.
+        labels: Objects of the class that count: of the labels, or of the float model where that is the truth.
+        reference: Figure of the float model in [0, 1]: AP50-95, or recall for classifiers.
+        model: Figure of the model under test.
+        loss: Points lost; its images are those that hold the class.
+    """
+
+    name: str
+    labels: int
+    reference: float
+    model: float
+    loss: Drop
+
+    @property
+    def resolved(self) -> bool:
+        """Whether enough images hold the class for its interval to mean something."""
+        return self.loss.images >= FEW_HOLDERS
+
+    @property
+    def surely_lost(self) -> bool:
+        """Whether the class lost more than its interval: the whole of it lies above nothing, and it is no trifle."""
+        return self.resolved and self.loss.low > 0 and self.loss.points >= TRIFLE
+
+
+def find_broken_classes(classes: Sequence[ClassLoss], limit: float | None) -> tuple[ClassLoss, ...]:
+    """Classes that are seen to lose more than a class may: enough images hold them, and the whole interval is above."""
+    return tuple(one for one in classes if limit is not None and one.resolved and one.loss.low > limit)
+
+
 def describe_loss(loss: Drop, limit: float, confidence: float | None = None) -> str:
     """A loss against its limit in words: its interval, how sure the verdict is, and how many images would tell.
 
@@ -105,7 +148,7 @@ def bootstrap_metric(predictions: Predictions, reference: Predictions, seed: int
         EvaluationError: The two saw different images.
     """
     require_same_images(predictions, reference)
-    return _resample(_scored(predictions), _scored(reference), seed, draws)
+    return _resample(against_labels(predictions), against_labels(reference), seed, draws)[0]
 
 
 def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: int = 0, draws: int = DRAWS) -> Drop:
@@ -113,7 +156,7 @@ def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: 
 
     The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect detector.
     """
-    return _resample(_agreeing(predictions, reference), _agreeing_with_itself(reference), seed, draws)
+    return _resample(against_model(predictions, reference), against_itself(reference), seed, draws)[0]
 
 
 def bootstrap_loss(
@@ -127,12 +170,40 @@ def bootstrap_loss(
         metric: ``map`` for the task's main metric, or ``agreement``.
         draws: Number of draws.
     """
-    resample = bootstrap_metric if metric == "map" else bootstrap_agreement
-    found = resample(model.predictions, reference.predictions, draws=draws)
+    return bootstrap_classes(model, reference, metric, {}, draws)[0]
+
+
+def bootstrap_classes(
+    model: Accuracy,
+    reference: Accuracy,
+    metric: Literal["map", "agreement"],
+    names: Mapping[int, str],
+    draws: int = QUICK_DRAWS,
+) -> tuple[Drop, tuple[ClassLoss, ...]]:
+    """What ``bootstrap_loss`` gives, and the same for every class, from the same draws.
+
+    Args:
+        model: Of the model under test, compared with the float one.
+        reference: Of the float model on the same images.
+        metric: ``map`` for the task's main metric, or ``agreement``.
+        names: Class index to name.
+        draws: Number of draws.
+
+    Returns:
+        The loss, and those of the classes that have labels, the largest first.
+    """
+    found, base = model.predictions, reference.predictions
+    require_same_images(found, base)
+    pair = (
+        (against_labels(found), against_labels(base))
+        if metric == "map"
+        else (against_model(found, base), against_itself(base))
+    )
+    loss, classes = _resample(*pair, 0, draws, names)
     points = points_lost(model, reference, metric)
     # Ultralytics' rule for the curve and pycocotools' differ by a constant; the draws have the former's.
-    off = points - found.points
-    return replace(found, points=points, low=found.low + off, high=found.high + off)
+    off = points - loss.points
+    return replace(loss, points=points, low=loss.low + off, high=loss.high + off), classes
 
 
 def bootstrap_gap(one: Predictions, other: Predictions, reference: Predictions, seed: int = 0) -> Drop:
@@ -147,104 +218,39 @@ def bootstrap_gap(one: Predictions, other: Predictions, reference: Predictions, 
     Raises:
         EvaluationError: They saw different images.
     """
-    return _resample(_agreeing(one, reference), _agreeing(other, reference), seed, DRAWS)
+    return _resample(against_model(one, reference), against_model(other, reference), seed, DRAWS)[0]
 
 
-class _Scored(Protocol):
-    """What one model found, scored over and over with images counted differently."""
-
-    images: int
-
-    def score(self, weights: np.ndarray) -> float:
-        """Figure in [0, 1] with every image counted ``weights`` times."""
-
-
-class _Constant:
-    """What agrees with itself on whichever images are drawn."""
-
-    def __init__(self, figure: float, images: int) -> None:
-        self.figure, self.images = figure, images
-
-    def score(self, weights: np.ndarray) -> float:
-        return self.figure
-
-
-class _ScoredClasses:
-    """A classifier: the share of images that it is right on."""
-
-    def __init__(self, right: np.ndarray) -> None:
-        self.images = len(right)
-        self.right = right
-
-    def score(self, weights: np.ndarray) -> float:
-        return float(weights @ self.right / weights.sum())
-
-
-class _ScoredObjects:
-    """Detections of one model, sorted once for many weighted scorings."""
-
-    def __init__(self, found: Detections) -> None:
-        number = {name: index for index, name in enumerate(found.images)}
-        order = np.argsort(-found.scores, kind="stable")
-        files = np.array([number[name] for name in found.file_names], dtype=np.int64)[order]
-        classes, correct = found.classes[order], found.correct[order]
-        label_files = np.array([number[name] for name in found.label_images], dtype=np.int64)
-        self.images = len(found.images)
-        self.by_class = [
-            (label_files[found.label_classes == kind], files[classes == kind], correct[classes == kind])
-            for kind in np.unique(found.label_classes)
-        ]
-
-    def score(self, weights: np.ndarray) -> float:
-        """AP50-95, by Ultralytics' own rule for the curve."""
-        from ultralytics.utils.metrics import compute_ap
-
-        scores = []
-        for label_files, files, correct in self.by_class:
-            labels = weights[label_files].sum()
-            if not labels:
-                continue
-            weight = weights[files]
-            files_seen = weight > 0
-            weight, hits = weight[files_seen, None], correct[files_seen]
-            true, false = (weight * hits).cumsum(0), (weight * ~hits).cumsum(0)
-            if not len(true):
-                scores.append(0.0)
-                continue
-            recall, precision = true / (labels + 1e-16), true / (true + false)
-            scores.append(float(np.mean([compute_ap(recall[:, i], precision[:, i])[0] for i in range(hits.shape[1])])))
-        return float(np.mean(scores)) if scores else 0.0
-
-
-def _scored(found: Predictions) -> _Scored:
-    if isinstance(found, Classifications):
-        return _ScoredClasses(found.classes == found.labels)
-    return _ScoredObjects(found)
-
-
-def _agreeing(found: Predictions, reference: Predictions) -> _Scored:
-    if isinstance(found, Classifications):
-        require_same_images(found, reference)
-        return _ScoredClasses(found.classes == reference.classes)
-    assert isinstance(reference, Detections)
-    return _ScoredObjects(match_agreement(found, reference))
-
-
-def _agreeing_with_itself(reference: Predictions) -> _Scored:
-    itself = _agreeing(reference, reference)
-    return _Constant(itself.score(np.ones(itself.images)), itself.images)
-
-
-def _resample(model: _Scored, reference: _Scored, seed: int, draws: int) -> Drop:
-    def lost(weights: np.ndarray) -> float:
-        return 100 * (reference.score(weights) - model.score(weights))
-
+def _resample(
+    model: Scored, reference: Scored, seed: int, draws: int, names: Mapping[int, str] | None = None
+) -> tuple[Drop, tuple[ClassLoss, ...]]:
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(model.images, np.full(model.images, 1 / model.images), size=draws)
-    losses = np.array([lost(weights) for weights in track(drawn, "Resampling images", draws)])
-    points = lost(np.ones(model.images))
-    low, high = recentred(losses, points, 0.95)
-    return Drop(points, low, high, model.images, float(np.std(losses, ddof=1)))
+    rows = []
+    for weights in track(drawn, "Resampling images", draws):
+        (base, bases), (found, founds) = reference.score(weights), model.score(weights)
+        rows.append(np.array([base - found, *(bases - founds)]))
+    losses = 100 * np.array(rows)
+    (base, bases), (found, founds) = (one.score(np.ones(model.images)) for one in (reference, model))
+    classes = [
+        ClassLoss(
+            name=(names or {}).get(int(kind), str(kind)),
+            labels=int(model.labels[index]),
+            reference=float(bases[index]),
+            model=float(founds[index]),
+            loss=_drop(losses[:, index + 1], 100 * (bases[index] - founds[index]), int(model.holders[index])),
+        )
+        for index, kind in enumerate(model.kinds)
+    ]
+    overall = _drop(losses[:, 0], 100 * (base - found), model.images)
+    return overall, tuple(sorted(classes, key=lambda one: -one.loss.points))
+
+
+def _drop(draws: np.ndarray, points: float, images: int) -> Drop:
+    # A class is missing in the draws that have none of its images.
+    draws = draws[~np.isnan(draws)]
+    low, high = recentred(draws, points, 0.95)
+    return Drop(float(points), low, high, images, float(np.std(draws, ddof=1)) if len(draws) > 1 else 0.0)
 
 
 def recentred(draws: np.ndarray, estimate: float, level: float) -> tuple[float, float]:

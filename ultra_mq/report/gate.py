@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from ultra_mq.core import ReportError
-from ultra_mq.measure import DRAWS, TASK_METRICS, Accuracy, bootstrap_loss, compare, load_accuracy
+from ultra_mq.measure import DRAWS, TASK_METRICS, Accuracy, ClassLoss, bootstrap_loss, compare, load_accuracy
 from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA
 from ultra_mq.session import Metric, choose_metric
 
@@ -53,6 +55,7 @@ def check_report(
     *,
     variant: str | None = None,
     max_drop: float | None = None,
+    max_drop_per_class: float | None = None,
     metric: Metric | None = None,
     min_speedup: float | None = None,
     confidence: float | None = None,
@@ -66,6 +69,8 @@ def check_report(
         results: ``results.json`` of a run folder.
         variant: Name of the variant; the last one by default.
         max_drop: Points of ``metric`` that may be lost.
+        max_drop_per_class: Points of ``metric`` that a class may lose; the worst is checked, of those that at least 5
+            images hold.
         metric: ``map`` or ``agreement``; ``map`` where the data has labels.
         min_speedup: Smallest ratio of latencies.
         confidence: How sure ``max_drop`` must be kept to, 0.95 say; what these images cannot tell fails then. By
@@ -87,6 +92,8 @@ def check_report(
         accuracy = load_accuracy(folder / name / ENGINE_FOLDER if engine else folder / name)
         reference = load_accuracy(folder / str(document["variants"][0]["name"]))
         checks.append(_check_drop(accuracy, reference, max_drop, metric, confidence))
+    if max_drop_per_class is not None:
+        checks.append(_check_classes(found, results, max_drop_per_class, metric))
     if min_speedup is not None:
         latency = found.get("engine_latency") if engine else found.get("latency")
         if not latency:
@@ -115,6 +122,24 @@ def _check_drop(
         verdict = "pass" if drop.judge(max_drop, confidence) == "holds" else "fail"
     what = f"points of {TASK_METRICS[reference.task].title if metric == 'map' else 'agreement'} lost"
     return LimitCheck(what, drop.points, drop.low, drop.high, max_drop, verdict)
+
+
+def _check_classes(found: dict[str, Any], results: Path, limit: float, metric: Metric | None) -> LimitCheck:
+    by_metric = found.get("class_losses") or {}
+    kind = metric or next(iter(by_metric), "map")
+    judged = [one for one in TypeAdapter(list[ClassLoss]).validate_python(by_metric.get(kind, ())) if one.resolved]
+    if not judged:
+        raise ReportError(
+            f"'{results}' has no class of '{found['name']}' to judge by {kind}: each is in too few images, or was not "
+            f"compared. Evaluate on more images, or leave --max-drop-per-class out."
+        )
+    worst = max(judged, key=lambda one: one.loss.low)
+    if worst.loss.low <= limit:
+        worst = max(judged, key=lambda one: one.loss.points)
+    loss = worst.loss
+    verdict: Verdict = "pass" if loss.points <= limit else "noise" if loss.low <= limit else "fail"
+    what = f"points of {kind} lost by '{worst.name}', the worst of {len(judged)} classes,"
+    return LimitCheck(what, loss.points, loss.low, loss.high, limit, verdict)
 
 
 def _read(results: Path) -> dict[str, Any]:

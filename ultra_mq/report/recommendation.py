@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ultra_mq.measure import Drop, Latency, describe_loss, points_lost
+from ultra_mq.measure import Drop, Latency, describe_loss, find_broken_classes, points_lost
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.session import Criteria, Metric, Recipe, choose_metric
 
@@ -88,7 +88,7 @@ def recommend(report: Report) -> Recommendation | None:
                 timed.images_per_second if timed else None,
                 timed.runtime.get("device", "") if timed else "",
                 result.name in front,
-                _misses(criteria, drops[result.name], result.losses.get(metric), result, unit),
+                _misses(criteria, drops[result.name], metric, result, unit),
             )
         )
     pick, why = _pick(recipe, criteria, candidates, unit)
@@ -96,6 +96,14 @@ def recommend(report: Report) -> Recommendation | None:
     chosen = next((result for result in results if result.name == pick), None)
     return Recommendation(
         metric, unit, tuple(candidates), pick, why, rebuild_commands(report, chosen) if chosen else ()
+    )
+
+
+def variant_of_interest(report: Report, choice: Recommendation | None) -> VariantResult | None:
+    """The quantized variant that pictures and plots are of: the recommended one, else the last; None for none."""
+    quantized = [result for result in report.variants[1:] if result.plan is None or result.plan.quantized]
+    return next((result for result in quantized if choice and result.name == choice.pick), None) or (
+        quantized[-1] if quantized else None
     )
 
 
@@ -176,8 +184,9 @@ def _drop(report: Report, result: VariantResult, metric: Metric, unit: Unit) -> 
     return points_lost(accuracy, report.reference.accuracy, metric)
 
 
-def _misses(criteria: Criteria, drop: float, loss: Drop | None, result: VariantResult, unit: Unit) -> tuple[str, ...]:
+def _misses(criteria: Criteria, drop: float, metric: Metric, result: VariantResult, unit: Unit) -> tuple[str, ...]:
     found = []
+    loss = result.losses.get(metric)
     latency = _latency(result) if unit == "ms" else None
     if criteria.max_drop is not None:
         if drop > criteria.max_drop:
@@ -185,6 +194,9 @@ def _misses(criteria: Criteria, drop: float, loss: Drop | None, result: VariantR
         elif criteria.confidence and loss and loss.judge(criteria.max_drop, criteria.confidence) != "holds":
             sure = 100 * loss.sure_within(criteria.max_drop)
             found.append(f"loses {drop:.2f} points, {sure:.0f} % sure to keep to the limit")
+    broken = find_broken_classes(result.class_losses.get(metric, ()), criteria.max_drop_per_class)
+    if broken:
+        found.append(f"loses too much of {', '.join(one.name for one in broken)}")
     limits = (criteria.max_latency_ms, criteria.min_images_per_second, criteria.device)
     if latency is None:
         return (*found, "was not timed") if any(limit is not None for limit in limits) else tuple(found)

@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultra_mq.measure import TASK_METRICS, Accuracy, Bench, Drop, Latency, Parity, TaskMetrics
+from ultra_mq.measure import TASK_METRICS, Accuracy, Bench, ClassLoss, Drop, Latency, Parity, TaskMetrics
 from ultra_mq.plan import PrecisionPlan, Sensitivity
 from ultra_mq.quantization import Recovery
+from ultra_mq.report.gallery import Picture
 from ultra_mq.runtimes import Engine, find_mismatches
 from ultra_mq.search import Search
 from ultra_mq.session import Metric, Recipe
 
-SCHEMA = "ultra-mq/results/4"
-"""Tag of results.json; 4 has losses with their intervals."""
+SCHEMA = "ultra-mq/results/5"
+"""Tag of results.json; 5 has the losses of every class, and pictures."""
 
 ACCURACY = "accuracy"
 """Folder of a run folder that keeps the detections of every variant, to compare them later."""
@@ -47,6 +48,7 @@ class VariantResult:
         search: How the plan was found, where its budgets had to be measured.
         losses: Points lost against the float model with their intervals, of the task's metric and of agreement; of the
             engine where it was run, and of the ONNX file otherwise.
+        class_losses: The same for every class, the largest first.
         recovery: What recovery came to, where the recipe wants it.
     """
 
@@ -67,6 +69,7 @@ class VariantResult:
     latency_error: str | None = None
     search: Search | None = None
     losses: dict[Metric, Drop] = field(default_factory=dict)
+    class_losses: dict[Metric, tuple[ClassLoss, ...]] = field(default_factory=dict)
     recovery: Recovery | None = None
 
     @property
@@ -90,6 +93,8 @@ class Report:
             plan in percent of the loss of quantizing everything.
         warnings: What the user should know.
         not_built: One line for each artefact that was not built, and how to get it.
+        pictures: Images in which a variant and the float model part, and an even sample.
+        pictured: Name of that variant.
         engine_bench: State of the GPU and noise while the engines were timed.
         versions: Versions of the packages involved.
         seconds: Stage to wall time.
@@ -102,9 +107,16 @@ class Report:
     outlook: tuple[tuple[float, int, float], ...] = ()
     warnings: tuple[str, ...] = ()
     not_built: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    pictured: str | None = None
     engine_bench: Bench | None = None
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Model and data by their names, without the folders they lie in."""
+        return f"{Path(self.recipe.model).name} on {Path(self.recipe.data).name}"
 
     @property
     def metrics(self) -> TaskMetrics:
@@ -146,6 +158,8 @@ class Report:
             ],
             "warnings": list(self.warnings),
             "not_built": list(self.not_built),
+            "pictures": [asdict(picture) for picture in self.pictures],
+            "pictured": self.pictured,
             "gpu": [asdict(state) if state else None for state in self.engine_bench.gpu] if self.engine_bench else None,
             "versions": self.versions,
             "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.markup import escape
 from rich.table import Table
 
 from ultra_mq.measure import Drop, Latency
-from ultra_mq.plan import KEPT
+from ultra_mq.plan import KEPT, PrecisionPlan
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.search import Search
 
@@ -42,7 +40,7 @@ def result_row(report: Report, variant: VariantResult) -> tuple[str, ...]:
     return (
         variant.name,
         f"{plan.bits:.2f}" if plan else "32" if variant is report.reference else "-",
-        f"{len(plan.quantized)} of {sum(layer.why not in KEPT for layer in plan.layers)}" if plan else "-",
+        f"{len(plan.quantized)} of {len(_counted(plan))}" if plan else "-",
         points(accuracy.main),
         change or "-",
         points(accuracy.second),
@@ -51,6 +49,33 @@ def result_row(report: Report, variant: VariantResult) -> tuple[str, ...]:
         milliseconds(variant.latency.p50_ms) if variant.latency else "-",
         speedup(variant.latency),
     )
+
+
+def headline(report: Report, variant: VariantResult) -> str:
+    """The one sentence about a variant: points lost and speed gained, each with its interval."""
+    metric = next(iter(variant.losses), None)
+    parts = []
+    if metric:
+        loss = variant.losses[metric]
+        name = report.metrics.title if metric == "map" else "agreement with the float model"
+        verb, low, high = ("loses", loss.low, loss.high) if loss.points >= 0 else ("gains", -loss.high, -loss.low)
+        parts.append(f"{verb} {abs(loss.points):.2f} points of {name} (95 %: {low:.2f} to {high:.2f})")
+    latency = variant.engine_latency or variant.latency
+    if latency and latency.speedup:
+        interval = latency.speedup_interval
+        words = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        against = (report.engine_bench.reference if report.engine_bench else None) if variant.engine_latency else "FP32"
+        where = "on the GPU" if variant.engine_latency else "on this CPU"
+        parts.append(f"runs at {latency.speedup:.2f} times{words} the speed of {against} {where}")
+    if variant.plan:
+        parts.append(f"has {len(variant.plan.quantized)} of {len(_counted(variant.plan))} layers quantized")
+    *first, last = parts or ["was made"]
+    return f"{variant.name} {', '.join(first)}{' and ' if first else ''}{last}."
+
+
+def _counted(plan: PrecisionPlan) -> list[str]:
+    """Layers that a plan may quantize."""
+    return [layer.name for layer in plan.layers if layer.why not in KEPT]
 
 
 def verdict(report: Report, variant: VariantResult) -> str:
@@ -127,8 +152,7 @@ def points_text(loss: Drop) -> str:
 
 def console_table(report: Report) -> Table:
     """The result table for the console."""
-    title = f"{Path(report.recipe.model).name} on {Path(report.recipe.data).name}"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(report.title), title_justify="left")
     titles = list(CONSOLE_COLUMNS.items())
     titles.insert(3, (report.metrics.title, report.metrics.title.removesuffix("50-95")))
     for column, title in titles:

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Writing a report: report.md and .html, results.json and .csv, sensitivity.csv, plots."""
+"""Writing a report: report.md and .html, results.json and .csv, classes.csv, sensitivity.csv, plots."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
 
 from ultra_mq.core import atomic_path, csv_text, write_text
 from ultra_mq.plan import KEPT, PrecisionPlan
-from ultra_mq.report import plots
-from ultra_mq.report.recommendation import Recommendation, recommend
-from ultra_mq.report.results import Report
+from ultra_mq.report import charts, plots
+from ultra_mq.report.gallery import picture_legend
+from ultra_mq.report.page import ChartSection, ClassTable, Page, write_page
+from ultra_mq.report.recommendation import Recommendation, recommend, variant_of_interest
+from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.report.tables import (
     advice,
     cuda_graph_note,
     engine_columns,
     engine_row,
+    headline,
     loss_rows,
     points,
     result_columns,
@@ -26,6 +30,7 @@ from ultra_mq.report.tables import (
     verdict,
 )
 from ultra_mq.runtimes import layer_times
+from ultra_mq.session import Metric
 
 PARETO = "pareto.png"
 
@@ -61,7 +66,9 @@ def write_report(report: Report) -> None:
         "engine_rows": [engine_row(variant) for variant in report.variants if variant.engine],
         "cuda_graph": cuda_graph_note(report),
     }
-    text = environment.get_template("report.md.j2").render(
+    tables = [_class_table(report, variant) for variant in report.variants[1:] if variant.class_losses]
+    write_classes(folder / "classes.csv", tables)
+    values = dict(
         **engines,
         columns=result_columns(report),
         rows=rows,
@@ -71,19 +78,87 @@ def write_report(report: Report) -> None:
         images=drawn,
         layers=layers,
         choice=choice,
+        classes=tables,
         searches=[(variant, search_rows(variant.search)) for variant in report.variants if variant.search],
     )
-    write_text(folder / "report.md", text)
+    template = environment.get_template("report.md.j2")
+    write_text(folder / "report.md", template.render(**values, pictures=report.pictures))
     if any(variant.engine_accuracy for variant in report.variants):
         template = environment.get_template("results.md.j2")
         name = f"results-{Path(report.recipe.model).stem}-trt-{Path(report.recipe.data).stem}.md"
         shown = [image for image in drawn if image == PARETO]
         write_text(folder / name, template.render(**engines, losses=loss_rows(report), images=shown))
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    page = environment.get_template("report.html.j2").render(
-        title=f"ultra-mq: {Path(report.recipe.model).name}", body=body
+    # The page has pictures, plots and classes of its own, which can be pointed at.
+    plain = template.render(**{**values, "images": (), "classes": ()}, pictures=())
+    details = MarkdownIt("commonmark", {"html": False}).enable("table").render(plain)
+    write_page(_page(report, choice, tables, details), folder, "report.html")
+
+
+def write_classes(path: Path, tables: Sequence[ClassTable]) -> None:
+    """Write the losses of every class as CSV, atomically."""
+    columns = ("model", "metric", "class", "objects", "images", "float", "quantized", "lost", "low", "high", "resolved")
+    rows = [
+        (table.variant, table.metric, one.name, one.labels, one.loss.images, f"{one.reference:.4f}", f"{one.model:.4f}",
+         f"{one.loss.points:.2f}", f"{one.loss.low:.2f}", f"{one.loss.high:.2f}", one.resolved)
+        for table in tables for one in table.classes
+    ]  # fmt: skip
+    write_text(path, csv_text(columns, [tuple(map(str, row)) for row in rows]))
+
+
+def _class_table(report: Report, variant: VariantResult) -> ClassTable:
+    metric: Metric = "map" if "map" in variant.class_losses else "agreement"
+    words = report.metrics.title if metric == "map" else "agreement with the float model"
+    return ClassTable(variant.name, words, variant.class_losses[metric])
+
+
+def _page(report: Report, choice: Recommendation | None, tables: Sequence[ClassTable], details: str) -> Page:
+    shown = variant_of_interest(report, choice)
+    images = report.reference.accuracy.images
+    verdicts = [headline(report, shown)] if shown else []
+    if choice:
+        verdicts.append(f"Recommended: {choice.pick}. {choice.why}" if choice.pick else choice.why)
+    verdicts += advice(report)
+    return Page(
+        title=report.title,
+        subtitle=f"{images} images at {report.recipe.size_text} px; float is the model as it was trained.",
+        verdicts=verdicts,
+        warnings=report.warnings,
+        columns=result_columns(report),
+        rows=[result_row(report, variant) for variant in report.variants],
+        marked=shown.name if shown else None,
+        charts=list(_charts(report, choice, shown)),
+        classes=sorted(tables, key=lambda table: shown is None or table.variant != shown.name),
+        pictures=report.pictures,
+        legend=picture_legend("float", report.pictured or ""),
+        commands=(*(choice.commands if choice else ()), "ultra-mq run recipe.yaml  # everything above"),
+        details=details,
+        versions=report.versions,
     )
-    write_text(folder / "report.html", page)
+
+
+def _charts(report: Report, choice: Recommendation | None, shown: VariantResult | None) -> Iterator[ChartSection]:
+    """The charts that have something to show."""
+    if choice and (spec := charts.chart_front(choice)):
+        text = "Up and to the left is better. Lines are 95 % intervals; point for figures, click to mark the row above."
+        yield ChartSection("front", "Accuracy against cost", text, spec, "rows")
+    for variant in report.variants:
+        if variant.search and (spec := charts.chart_search(variant.search)):
+            text = (
+                "Plans that were measured, against the float model of their own rounds. Up and to the right is better."
+            )
+            yield ChartSection(f"search-{variant.name}", f"Search of {variant.name}", text, spec)
+    if shown and report.sensitivity:
+        scores = {layer: max(by_format.values(), default=0.0) for layer, by_format in report.sensitivity.scores.items()}
+        if spec := charts.chart_blocks(shown, scores):
+            text = "Share of all that the network is sensitive to. Click a block to see its layers alone."
+            yield ChartSection("blocks", "Sensitivity by block", text, spec, "layers")
+        if spec := charts.chart_layers(shown, scores):
+            ran = ", and as what the engine runs it" if shown.engine else ""
+            text = f"Coloured by what {shown.name} makes of each layer{ran}. Roots, so that small ones are seen."
+            yield ChartSection("layers", "Sensitivity by layer", text, spec)
+    if shown and (spec := charts.chart_kernels(shown)):
+        text = f"The {charts.SLOWEST} slowest layers of the engine of {shown.name}, profiled one by one."
+        yield ChartSection("kernels", "Where the time goes", text, spec)
 
 
 def _draw(report: Report, planned: dict[str, PrecisionPlan], choice: Recommendation | None) -> list[str]:
@@ -102,9 +177,10 @@ def _draw(report: Report, planned: dict[str, PrecisionPlan], choice: Recommendat
     if report.reference.accuracy.main is not None:
         values = [100 * (v.accuracy.main or 0.0) for v in variants]
         panels[f"{report.metrics.title}, points"] = (values, 100 * report.reference.accuracy.main)
-    with atomic_path(report.folder / "accuracy.png") as temporary:
-        plots.plot_against_bits({name: plan.bits for name, plan in planned.items()}, panels, temporary)
-    images.append("accuracy.png")
+    if len(planned) > 1:
+        with atomic_path(report.folder / "accuracy.png") as temporary:
+            plots.plot_against_bits({name: plan.bits for name, plan in planned.items()}, panels, temporary)
+        images.append("accuracy.png")
     if choice:
         with atomic_path(report.folder / PARETO) as temporary:
             plots.plot_pareto(

@@ -89,6 +89,12 @@ def explain(verifier: Verifier, chosen: Step, met: bool) -> list[str]:
         lines.append("The best model within the budgets is the float model; there is nothing to gain from quantizing.")
     if met and chosen.loss and (limit := verifier.variant.max_drop) is not None and chosen.plan.quantized:
         lines.append(f"It {describe_loss(chosen.loss, limit, verifier.variant.confidence)}")
+    if chosen.broken_classes:
+        worst = ", ".join(
+            f"{one.name} ({one.loss.points:.1f}, {one.loss.low:.1f} to {one.loss.high:.1f})"
+            for one in chosen.broken_classes
+        )
+        lines.append(f"Classes that lose more than a class may: {worst}.")
     if not met:
         asked = ", ".join(f"{name}={value:g}" for name, value in verifier.variant.budgets.items())
         reached = [f"loses {chosen.drop:.2f} points"] if chosen.drop is not None else []

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ultra_mq.core import BudgetError, announce
-from ultra_mq.measure import Accuracy, Bench, Drop, bootstrap_loss, compare
+from ultra_mq.measure import Accuracy, Bench, ClassLoss, Drop, bootstrap_classes, compare, find_broken_classes
 from ultra_mq.plan import Choices, CostModel, Measure, PrecisionPlan, learn_from, make_plan, solve_choice
 from ultra_mq.prepare import uniform_formats
 from ultra_mq.search.probing import learn_latency
@@ -42,6 +42,7 @@ class Step:
         cost: Bits, or predicted milliseconds, in the cost model of the search.
         drop: Points lost in the metric of the search, negative for a gain; None where it was not evaluated.
         loss: The same with its interval.
+        broken_classes: Classes that are seen to lose more than a class may; empty where that is not limited.
         agreement: Agreement with the float model, in [0, 1].
         predicted_ms: Latency predicted before it was measured; None where that does not count.
         latency_ms: Median latency on the target, from the last comparison side by side; None where it was not timed.
@@ -56,6 +57,7 @@ class Step:
     cost: float
     drop: float | None = None
     loss: Drop | None = None
+    broken_classes: tuple[ClassLoss, ...] = ()
     agreement: float | None = None
     predicted_ms: float | None = None
     latency_ms: float | None = None
@@ -112,11 +114,15 @@ class Verifier:
 
     def evaluate(self, step: Step) -> Step:
         """Measure the loss of a plan on the target."""
-        accuracy, loss = self._measure_loss(step, self.target)
+        accuracy, loss, classes = self._measure_loss(step, self.target)
         known = self.steps.get(step.name, step)
+        broken = find_broken_classes(classes, self.variant.max_drop_per_class)
         lost = f"{loss.points:.2f} points lost ({loss.low:.2f} to {loss.high:.2f})"
+        if broken:
+            lost += f", too many by {', '.join(one.name for one in broken)}"
         announce(f"{step.name}: {len(step.plan.quantized)} layers quantized, {lost}")
-        return self._keep(replace(known, drop=loss.points, loss=loss, agreement=accuracy.agreement))
+        measured = replace(known, drop=loss.points, loss=loss, broken_classes=broken, agreement=accuracy.agreement)
+        return self._keep(measured)
 
     def loss_of_graph(self, step: Step) -> Drop:
         """Points that a plan loses on ONNX Runtime, where no engine has to be built for it."""
@@ -127,12 +133,11 @@ class Verifier:
         latency = self.choices.learnt_latency()
         return (latency.float_ms or latency.predict({})) / step.speedup if step.speedup else math.inf
 
-    def _measure_loss(self, step: Step, target: Target) -> tuple[Accuracy, Drop]:
+    def _measure_loss(self, step: Step, target: Target) -> tuple[Accuracy, Drop, tuple[ClassLoss, ...]]:
         session = judging_session(self.session, self.metric)
         accuracy = Artefacts(session, step.plan).evaluate(f"Evaluating {step.name}", target)
         compared = compare(accuracy, self.reference.predictions)
-        loss = bootstrap_loss(compared, self.reference, self.metric)
-        return compared, loss
+        return compared, *bootstrap_classes(compared, self.reference, self.metric, self.session.model.names)
 
     def time(self, steps: list[Step]) -> Bench:
         """Time plans side by side, float first; the figures of the last comparison stand."""
@@ -192,7 +197,7 @@ class Verifier:
     def keeps_loss(self, step: Step) -> bool:
         """Whether a step loses no more than allowed: by the estimate, or as surely as the variant asks for."""
         limit, confidence = self.variant.max_drop, self.variant.confidence
-        if limit is None or step.drop is None:
+        if limit is None or step.drop is None or step.broken_classes:
             return False
         if confidence is None or step.loss is None:
             return step.drop <= limit

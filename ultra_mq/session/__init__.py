@@ -12,7 +12,6 @@ from ultra_mq.session.recipe import (
     DEFAULT_BITS,
     DEFAULT_IMGSZ,
     Recipe,
-    Variant,
     apply_override,
     load_recipe,
     make_recipe,
@@ -31,6 +30,7 @@ from ultra_mq.session.stages import (
     solve_bits,
 )
 from ultra_mq.session.target import Target, host_target
+from ultra_mq.session.variant import Variant
 
 __all__ = [
     "AUTO_DATA",

@@ -29,6 +29,12 @@ METRIC_HELP = (
 )
 
 
+PER_CLASS_HELP = (
+    "Points of the metric that a single class may be seen to lose: one breaks it whose whole 95 % interval lies above, "
+    "and that at least 5 images hold."
+)
+
+
 class Criteria(Strict):
     """When a model is good enough; the report says which ones are."""
 
@@ -38,6 +44,7 @@ class Criteria(Strict):
         None, gt=0.5, lt=1, description="How sure a model must be to keep to it; by default the estimate decides."
     )
     metric: Metric | None = Field(None, description=METRIC_HELP)
+    max_drop_per_class: float | None = Field(None, ge=0, description=PER_CLASS_HELP)
     max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a pass, at most.")
     min_images_per_second: float | None = Field(None, gt=0, description="Images a second, at least.")
 
@@ -104,6 +111,12 @@ class EvaluationSettings(Strict):
         gt=0,
         description="Distance in agreement between torch and ONNX, in [0, 1], beyond which the whole interval must lie "
         "for them to be called different.",
+    )
+    pictures: int = Field(
+        12,
+        ge=0,
+        description="Images of the report in which float and quantized part most; a third as many of an even sample "
+        "are drawn beside them. 0 draws none.",
     )
 
 

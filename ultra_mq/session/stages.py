@@ -29,8 +29,9 @@ from ultra_mq.plan import (
 )
 from ultra_mq.prepare import Batches, Placement, find_groups
 from ultra_mq.quantization import Calibration, calibrate
-from ultra_mq.session.recipe import Recipe, Variant
+from ultra_mq.session.recipe import Recipe
 from ultra_mq.session.session import Session
+from ultra_mq.session.variant import Variant
 
 T = TypeVar("T")
 

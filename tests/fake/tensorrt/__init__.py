@@ -33,6 +33,14 @@ class ILogger:
         raise NotImplementedError
 
 
+class Logger(ILogger):
+    def __init__(self, severity):
+        self.severity = severity
+
+    def log(self, severity, message):
+        pass
+
+
 class IProfiler:
     pass
 

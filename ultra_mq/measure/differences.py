@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Where two models part, image by image: objects lost, gained, moved, or called something else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ultra_mq.measure.agreement import OKS_AREA, REFERENCE_CONFIDENCE
+from ultra_mq.measure.predictions import Classifications, Detections, Predictions, require_same_images
+
+Kind = Literal["lost", "gained", "moved", "flipped"]
+
+SAME_OBJECT = 0.5
+"""Similarity from which on two detections are of one object, as in AP50."""
+
+MOVED = 0.75
+"""Similarity below which an object that both models found is drawn somewhere else."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One object on which two models part.
+
+    Attributes:
+        kind: ``lost`` and ``gained``: only one of them would draw it; ``moved``: both, in different places;
+            ``flipped``: both, as different classes.
+        weight: How much: the confidence that was lost or gained, or the share of the object that moved.
+        before: Index among the reference's predictions; None for one that was gained.
+        after: Index among the model's predictions; None for one that was lost.
+    """
+
+    kind: Kind
+    weight: float
+    before: int | None
+    after: int | None
+
+
+@dataclass(frozen=True)
+class ImageDifferences:
+    """One image as two models see it.
+
+    Attributes:
+        image: Name of the image, see ``Split.names``.
+        weight: Sum of the weights of its differences.
+        differences: Objects on which they part, the largest first.
+        same: Pairs of indices of the objects that both would draw alike: reference, model.
+    """
+
+    image: str
+    weight: float
+    differences: tuple[Difference, ...]
+    same: tuple[tuple[int, int], ...]
+
+
+def find_differences(model: Predictions, reference: Predictions) -> tuple[ImageDifferences, ...]:
+    """Compare two models on every image: what would be drawn at a confidence of 0.25, as Ultralytics draws.
+
+    An object is lost by as much confidence as separates it from the nearest detection of the other model, of whatever
+    confidence: one that falls from 0.26 to 0.24 hardly counts.
+
+    Args:
+        model: Of the model under test; objects at all confidences.
+        reference: Of the float model.
+
+    Returns:
+        Every image, that with the largest differences first.
+
+    Raises:
+        EvaluationError: The two saw different images.
+    """
+    require_same_images(model, reference)
+    if isinstance(model, Classifications) or isinstance(reference, Classifications):
+        assert isinstance(model, Classifications)
+        assert isinstance(reference, Classifications)
+        found = _compare_classes(model, reference)
+    else:
+        before, after = _by_image(reference), _by_image(model)
+        found = [_compare_objects(image, model, reference, after[image], before[image]) for image in reference.images]
+    return tuple(sorted(found, key=lambda one: -one.weight))
+
+
+def sample_evenly(found: Sequence[ImageDifferences], count: int) -> tuple[ImageDifferences, ...]:
+    """Images spread evenly from the largest difference to the smallest, the ends left out: the usual case."""
+    count = min(count, len(found))
+    return tuple(found[int((index + 0.5) * len(found) / count)] for index in range(count))
+
+
+def _by_image(found: Detections) -> dict[str, list[int]]:
+    indices = defaultdict(list)
+    for index, name in enumerate(found.file_names):
+        indices[name].append(index)
+    return indices
+
+
+def _compare_classes(model: Classifications, reference: Classifications) -> list[ImageDifferences]:
+    rows = np.arange(len(reference.images))
+    moved = np.abs(
+        np.exp(model.log_probabilities[rows, reference.classes])
+        - np.exp(reference.log_probabilities[rows, reference.classes])
+    )
+    found = []
+    for row, image in enumerate(reference.images):
+        flipped = model.classes[row] != reference.classes[row]
+        differences = (Difference("flipped", float(moved[row]), row, row),) if flipped else ()
+        # A class that flips counts more than any confidence that moves.
+        found.append(
+            ImageDifferences(image, float(flipped + moved[row]), differences, () if flipped else ((row, row),))
+        )
+    return found
+
+
+def _compare_objects(
+    image: str, model: Detections, reference: Detections, after: list[int], before: list[int]
+) -> ImageDifferences:
+    alike = _similarity(model, reference, after, before)
+    drawn_after = {index for index in after if model.scores[index] >= REFERENCE_CONFIDENCE}
+    pairs = _match(model, reference, after, before, alike)
+    matched_after = {index: other for other, index in pairs.items()}
+    differences, same = [], []
+    for row, index in enumerate(before):
+        score = float(reference.scores[index])
+        if score < REFERENCE_CONFIDENCE:
+            continue
+        other = pairs.get(index)
+        if other is None or other not in drawn_after:
+            flipped = [
+                candidate
+                for column, candidate in enumerate(after)
+                if candidate in drawn_after and alike[row, column] >= SAME_OBJECT and candidate not in matched_after
+            ]
+            if flipped:
+                matched_after[flipped[0]] = index
+                differences.append(Difference("flipped", score, index, flipped[0]))
+            else:
+                left = float(model.scores[other]) if other is not None else 0.0
+                differences.append(Difference("lost", score - left, index, None))
+            continue
+        likeness = float(alike[row, after.index(other)])
+        if likeness < MOVED:
+            differences.append(Difference("moved", 1 - likeness, index, other))
+        else:
+            same.append((index, other))
+    for index in after:
+        score, partner = float(model.scores[index]), matched_after.get(index)
+        if index in drawn_after and (partner is None or reference.scores[partner] < REFERENCE_CONFIDENCE):
+            left = float(reference.scores[partner]) if partner is not None else 0.0
+            differences.append(Difference("gained", score - left, None, index))
+    differences.sort(key=lambda one: -one.weight)
+    return ImageDifferences(image, sum(one.weight for one in differences), tuple(differences), tuple(same))
+
+
+def _match(
+    model: Detections, reference: Detections, after: list[int], before: list[int], alike: np.ndarray
+) -> dict[int, int]:
+    """Objects of one class that are the same, each in one pair, the likest first: reference to model."""
+    candidates = [
+        (float(alike[row, column]), one, other)
+        for row, one in enumerate(before)
+        for column, other in enumerate(after)
+        if alike[row, column] >= SAME_OBJECT
+        and reference.classes[one] == model.classes[other]
+        and max(reference.scores[one], model.scores[other]) >= REFERENCE_CONFIDENCE
+    ]
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, one, other in sorted(candidates, reverse=True):
+        if one not in pairs and other not in taken:
+            pairs[one] = other
+            taken.add(other)
+    return pairs
+
+
+def _similarity(model: Detections, reference: Detections, after: list[int], before: list[int]) -> np.ndarray:
+    """IoU of boxes or masks, probabilistic IoU of rotated boxes, or object keypoint similarity; reference by model."""
+    import torch
+    from ultralytics.utils.metrics import batch_probiou, box_iou, kpt_iou
+
+    if not before or not after:
+        return np.zeros((len(before), len(after)))
+    if reference.task == "segment":
+        from pycocotools import mask
+
+        one, other = (
+            [{"size": side.mask_sizes[index].tolist(), "counts": side.masks[index]} for index in indices]
+            for side, indices in ((reference, before), (model, after))
+        )
+        shared: np.ndarray = mask.iou(one, other, [False] * len(other))
+        return shared
+    if reference.task == "pose":
+        points = [torch.tensor(side.keypoints[rows]) for side, rows in ((reference, before), (model, after))]
+        points[0][..., 2] = 1  # every keypoint of the reference counts, as in agreement
+        area = torch.tensor(reference.boxes[before, 2:].prod(1) * OKS_AREA)
+        likeness: np.ndarray = kpt_iou(points[0], points[1], area, reference.sigmas.tolist()).numpy()
+        return likeness
+    sides = []
+    for side, rows in ((reference, before), (model, after)):
+        boxes = side.boxes[rows].copy()
+        if reference.task == "obb":
+            boxes[:, :2] += boxes[:, 2:] / 2
+            boxes = np.concatenate([boxes, side.angles[rows, None]], axis=1)
+        else:
+            boxes[:, 2:] += boxes[:, :2]
+        sides.append(torch.tensor(boxes))
+    found: np.ndarray = (batch_probiou if reference.task == "obb" else box_iou)(*sides).numpy()
+    return found
