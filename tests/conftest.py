@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,10 @@ def cache_folder(tmp_path_factory):
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     folder.mkdir(exist_ok=True)
     os.environ["ULTRA_MQ_CACHE"] = str(folder)
+    from ultralytics.utils import SETTINGS
+
+    # Runs of tests are no experiments; on by default where MLflow is installed.
+    SETTINGS.update(mlflow=False)
     return folder
 
 
@@ -183,6 +188,49 @@ def needs_rtx():
         if os.environ.get("CI"):
             pytest.fail(f"TensorRT-RTX must work in CI: {error}")
         pytest.skip(str(error))
+
+
+class Page:
+    """A page as headless Chromium shows it."""
+
+    def __init__(self, page, path, scheme="light", width=1200):
+        self.page, self.problems = page, []
+        page.on("console", lambda message: self.problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        page.on("request", self._note)
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(path.as_uri())
+        page.wait_for_load_state("load")
+        if page.query_selector(".chart"):
+            page.wait_for_selector("body[data-drawn]", timeout=30_000)
+
+    def _note(self, request):
+        """Only the file itself may be asked for."""
+        if not request.url.startswith(("data:", "blob:")) and not request.is_navigation_request():
+            self.problems.append(f"request: {request.url}")
+
+    def count(self, selector):
+        return len(self.page.query_selector_all(selector))
+
+    @property
+    def text(self):
+        return self.page.inner_text("body")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Opens a page in Debian's or another Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=switches)
+        yield lambda path, **settings: Page(chromium.new_page(), path, **settings)
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

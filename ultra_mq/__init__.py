@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ultra_mq.core import UltraMQError
-    from ultra_mq.jobs import autoquant, callback, load, quantize, recover, run_recipe
+    from ultra_mq.jobs import autoquant, callback, export, load, quantize, recover, run_recipe
     from ultra_mq.plan import PrecisionPlan, load_plan, save_plan
     from ultra_mq.quantization import QAT
     from ultra_mq.report import Report
@@ -26,6 +26,7 @@ __all__ = [
     "__version__",
     "autoquant",
     "callback",
+    "export",
     "load",
     "load_plan",
     "load_recipe",
@@ -43,6 +44,7 @@ _HOMES = {
     "UltraMQError": "core",
     "autoquant": "jobs",
     "callback": "jobs",
+    "export": "jobs",
     "load": "jobs",
     "load_plan": "plan",
     "load_recipe": "session",

@@ -137,6 +137,7 @@ def test_doctor(run):
     code, out, err = run("doctor")
     assert code == 0
     assert "can run here" in " ".join(err.split())
+    assert err.split()[-1] == "data=coco128.yaml"  # it ends with a command that can be run
     code, out, _ = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(out)}
     assert checks["ultralytics"]["state"] == "ok"
@@ -157,15 +158,16 @@ def test_doctor_without_a_required_package(run, monkeypatch):
     code, _, err = run("doctor")
     assert code == 1
     assert "needs 'huggingface_hub', which is not installed" in " ".join(err.split())
-    assert "cannot run here" in " ".join(err.split())
+    assert "cannot run here. Next: pip install" in " ".join(err.split())
 
 
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
     assert set(main.commands) == {
-        "apply", "audit", "autocast", "autoquant", "bench", "build", "calib", "compare", "doctor", "gate", "inspect",
-        "pareto", "plan", "ptq", "run", "sensitivity", "sweep", "val",
+        "apply", "audit", "autocast", "autoquant", "bench", "build", "calib", "compare", "completion", "diff", "doctor",
+        "gate", "init", "inspect", "package", "pareto", "plan", "predict", "ptq", "run", "schema", "sensitivity",
+        "sweep", "val",
     }  # fmt: skip
     assert all(command in out for command in main.commands)
     assert ultra_mq.__version__ in run("--version")[1]

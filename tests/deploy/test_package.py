@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Packages tried as far as a machine without GPU goes: run on ONNX Runtime, OpenVINO and stand-ins, parsed by Triton."""
+"""Packages as far as they can be tried without GPU: on ONNX Runtime, OpenVINO and stand-ins, parsed by Triton."""
 
 import configparser
 import json

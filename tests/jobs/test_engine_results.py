@@ -221,5 +221,5 @@ def test_a_race_on_engines_that_two_gpus_build(stand_in, short, monkeypatch):
     caches = {path.name for path in (Path(os.environ["ULTRA_MQ_CACHE"]) / "timing").iterdir()}
     assert {"gpu-0", "gpu-1"} <= caches
     text = (report.folder / "report.md").read_text()
-    assert "predicted without their own" in text
+    assert ("without their own measurement" in text) == bool(raced.search.predictions)
     assert "points of agreement lost, 95 %" in text

@@ -141,11 +141,13 @@ def test_what_a_user_wants_to_be_sure_of(run, monkeypatch):
     losses = {"model.0": 2.0, "model.1": 0.9}
     from ultra_mq.search import verify
 
-    real = verify.bootstrap_loss
-    monkeypatch.setattr(
-        "ultra_mq.search.verify.bootstrap_loss",
-        lambda *args, **kwargs: dataclasses.replace(real(*args, **kwargs), deviation=0.5),
-    )
+    real = verify.bootstrap_classes
+
+    def unsure(*args):
+        loss, classes = real(*args)
+        return dataclasses.replace(loss, deviation=0.5), classes
+
+    monkeypatch.setattr("ultra_mq.search.verify.bootstrap_classes", unsure)
     _, estimate = run(losses)
     _, sure = run(losses, variant={"confidence": 0.95})
     assert estimate.chosen.name == "float to model.0"

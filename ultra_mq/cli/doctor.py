@@ -70,6 +70,21 @@ def can_run(checks: list[Diagnosis]) -> bool:
     return all(check.state == "ok" for check in checks if check.required)
 
 
+def next_command(checks: list[Diagnosis]) -> str:
+    """The one command to run next: what installs all that is missing, or the first run, by what this machine has."""
+    missing = [check.detail.rpartition("; ")[2] for check in checks if check.required and check.state != "ok"]
+    installs = [text.removeprefix("pip install ") for text in dict.fromkeys(missing) if text.startswith("pip install ")]
+    if installs:
+        return f"pip install {' '.join(installs)}"
+    state = {check.name: check.state for check in checks}
+    budget = "--bits 9"
+    if state.get("TensorRT") == "ok":
+        budget = "--max-drop 0.5 --cost latency"
+    elif state.get("openvino") == "ok":
+        budget = "--max-drop 0.5 --cost latency --runtime openvino"
+    return f"ultra-mq autoquant {budget} yolo11n.pt data=coco128.yaml"
+
+
 def doctor_table(checks: list[Diagnosis]) -> Table:
     """The diagnosis for the console."""
     table = Table(box=None, pad_edge=False)

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ultra_mq import __version__
-from ultra_mq.cli import deploy_commands, engine_commands, measure_commands, onnx_commands, search_commands
+from ultra_mq.cli import (
+    deploy_commands,
+    engine_commands,
+    measure_commands,
+    onnx_commands,
+    search_commands,
+    setup_commands,
+)
 from ultra_mq.cli.options import (
-    NOT_MET,
     OVERRIDES_HELP,
     budgets,
     choice,
@@ -187,25 +192,6 @@ def calib(
     console.print(table)
 
 
-@main.command()
-@command_options
-def doctor(as_json: bool) -> None:
-    """Show what this machine can do, and what to install for the rest."""
-    from dataclasses import asdict
-
-    from ultra_mq.cli.doctor import can_run, diagnose, doctor_table
-
-    checks = diagnose()
-    if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
-    else:
-        console.print(doctor_table(checks))
-        word = "can" if can_run(checks) else "cannot"
-        console.print(f"\n'ultra-mq autoquant yolo11n.pt' {word} run here.")
-    if not can_run(checks):
-        sys.exit(NOT_MET)
-
-
 def _print_report(report: Report, as_json: bool) -> None:
     from ultra_mq.report import console_table
 
@@ -216,7 +202,7 @@ def _print_report(report: Report, as_json: bool) -> None:
     console.print(console_table(report))
     for line in report.not_built:
         console.print(f"Not built: {line}", markup=False, soft_wrap=True)
-    console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 for _command in (
@@ -225,5 +211,6 @@ for _command in (
     *measure_commands.COMMANDS,
     *onnx_commands.COMMANDS,
     *search_commands.COMMANDS,
+    *setup_commands.COMMANDS,
 ):
     main.add_command(_command)

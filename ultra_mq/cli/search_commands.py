@@ -105,16 +105,16 @@ def sensitivity(
     help="How sure --max-drop must be kept to, 0.95 say; what the images cannot tell fails then.",
 )
 @click.option("--variant", help="Variant to check; the last one of the report by default.")
+@click.option("--summary", type=FILE, help="File to add a Markdown table to, $GITHUB_STEP_SUMMARY say.")
 @command_options
 def gate(
     results: Path, max_drop: float | None, max_drop_per_class: float | None, metric: Metric | None,
-    min_speedup: float | None,
-    confidence: float | None, variant: str | None, as_json: bool,
+    min_speedup: float | None, confidence: float | None, variant: str | None, summary: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold a report against limits; exits with 1 where one fails beyond the noise of images and timing."""
     from dataclasses import asdict
 
-    from ultra_mq.report import check_report
+    from ultra_mq.report import check_report, gate_summary
 
     if max_drop is None and max_drop_per_class is None and min_speedup is None:
         raise click.UsageError("Name a limit: --max-drop, --max-drop-per-class, --min-speedup, or several.")
@@ -134,6 +134,9 @@ def gate(
     else:
         for check in checks:
             console.print(f"{name}: {check}", markup=False, soft_wrap=True)
+    if summary:
+        with summary.open("a") as file:
+            file.write(gate_summary(name, checks))
     if any(check.verdict == "fail" for check in checks):
         sys.exit(NOT_MET)
 
@@ -181,7 +184,7 @@ def pareto(
     console.print(console_table(report))
     if choice:
         console.print(f"{choice.pick or 'None'}: {choice.why}", markup=False, soft_wrap=True)
-    console.print(f"Report: {report.folder / 'report.md'}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 @click.command(epilog=OVERRIDES_HELP)

@@ -25,7 +25,18 @@ from ultra_mq.core.files import UNWRITABLE, atomic_folder, atomic_path, csv_text
 from ultra_mq.core.formats import E4M3, FLOAT, FORMATS, FormatName, quantize_config
 from ultra_mq.core.kernels import KernelTime
 from ultra_mq.core.schema import Strict, load_document, validate
-from ultra_mq.core.terminal import announce, building, console, logger, progress, quiet, shown_log, track, warn
+from ultra_mq.core.terminal import (
+    announce,
+    building,
+    console,
+    logger,
+    progress,
+    quiet,
+    shown_log,
+    silent_streams,
+    track,
+    warn,
+)
 
 __all__ = [
     "E4M3",
@@ -65,6 +76,7 @@ __all__ = [
     "quiet",
     "sha256_of",
     "shown_log",
+    "silent_streams",
     "track",
     "validate",
     "versions",

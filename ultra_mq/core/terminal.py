@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,9 @@ def shown_log() -> Iterator[None]:
     """Let the log appear on the console, for programs that are ours; a library leaves that to its user."""
     handler = ConsoleHandler()
     before = logger.level, logger.propagate
+    # What our dependencies log of graphs and operators is theirs to read, and errors are raised anyway.
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -68,6 +72,22 @@ def shown_log() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.level, logger.propagate = before
+
+
+@contextlib.contextmanager
+def silent_streams() -> Iterator[None]:
+    """Let nothing of what C libraries print reach the streams of the process, where JSON may be read from."""
+    saved = {number: os.dup(number) for number in (1, 2)}
+    silent = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in saved:
+            os.dup2(silent, number)
+        yield
+    finally:
+        for number, copy in saved.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(silent)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

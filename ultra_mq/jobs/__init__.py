@@ -6,6 +6,7 @@ In: a ``Recipe`` or a ``Sweep``. Out: run folders; also the functions of the Pyt
 
 from ultra_mq.jobs.api import autoquant, autoquant_recipe, callback, compare_recipe, load, quantize, recover
 from ultra_mq.jobs.diff_job import class_tables, diff_files
+from ultra_mq.jobs.export_api import export
 from ultra_mq.jobs.exported_data import image_for, take_task
 from ultra_mq.jobs.file_accuracy import evaluate_files
 from ultra_mq.jobs.pipeline import make_run_folder, run_recipe
@@ -24,6 +25,7 @@ __all__ = [
     "compare_recipe",
     "diff_files",
     "evaluate_files",
+    "export",
     "image_for",
     "load",
     "load_sweep",

@@ -21,6 +21,7 @@ from ultra_mq.report import (
     Report,
     VariantResult,
     draw_gallery,
+    log_report,
     recommend,
     variant_of_interest,
     write_report,
@@ -29,11 +30,13 @@ from ultra_mq.runtimes import CpuRuntime, open_file
 from ultra_mq.search import search
 from ultra_mq.session import (
     Artefacts,
+    Forecast,
     Metric,
     Recipe,
     Session,
     Variant,
     evaluate_file,
+    expect_stages,
     float_artefacts,
     host_target,
     open_choices,
@@ -47,7 +50,10 @@ from ultra_mq.session import (
 )
 
 OUTLOOK_BITS = (8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0, 14.0)
-TENSORRT_HINT = "TensorRT engines, which need an NVIDIA GPU; on that machine: ultra-mq build {onnx}"
+TENSORRT_HINT = (
+    "TensorRT engines, which need TensorRT and an NVIDIA GPU (see ultra-mq doctor); on that machine: "
+    "ultra-mq build {onnx}"
+)
 
 
 def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, PrecisionPlan] | None = None) -> Report:
@@ -72,6 +78,10 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
     if recipe.runtime != "auto":
         _ = session.target  # a runtime that is not there is said before work starts
     runtime, not_built = find_engine_runtime(session)
+    stages = expect_stages(
+        recipe, len(session.data.evaluation.images), len(session.model.quantizable), runtime.target if runtime else None
+    )
+    session.forecast = Forecast(stages) if stages else None
     folder = make_run_folder(recipe, session.model.task)
     save_recipe(recipe, folder / "recipe.yaml")
     results = [_reference(session, folder)]
@@ -99,6 +109,7 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
         if result.engine_accuracy:
             save_accuracy(result.engine_accuracy, folder / ACCURACY / result.name / ENGINE_FOLDER)
     write_report(report)
+    log_report(report)
     _fail_on_parity(report)
     return report
 

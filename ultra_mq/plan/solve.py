@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ultra_mq.core import FLOAT, FORMATS, BudgetError, warn
+from ultra_mq.core import FLOAT, FORMATS, BudgetError, silent_streams, warn
 from ultra_mq.plan.cost import CostModel, average_bits
 from ultra_mq.plan.latency import LatencyModel
 from ultra_mq.plan.precision_plan import PrecisionPlan, check_bits, make_plan
@@ -148,13 +148,14 @@ def _solve(choices: Choices, minimise: Measure, limits: Mapping[Measure, float])
         row, constant = expressions[measure]
         program.require(factor * row, upper=factor * (limit * (1 + TOLERANCE) - constant))
     rows, lower, upper = program.constraints()
-    result = milp(
-        objective,
-        integrality=program.integrality,
-        bounds=Bounds(0, program.most),
-        constraints=LinearConstraint(rows, lower, upper),
-        options={"mip_rel_gap": LATENCY_GAP if minimise == "latency" else 0.0, "time_limit": TIME_LIMIT_S},
-    )
+    with silent_streams():  # HiGHS prints lines for its own developers
+        result = milp(
+            objective,
+            integrality=program.integrality,
+            bounds=Bounds(0, program.most),
+            constraints=LinearConstraint(rows, lower, upper),
+            options={"mip_rel_gap": LATENCY_GAP if minimise == "latency" else 0.0, "time_limit": TIME_LIMIT_S},
+        )
     if result.x is None:
         if result.status == OUT_OF_TIME:
             raise BudgetError(

@@ -5,12 +5,13 @@ In: a ``Report``. Out: report.md, report.html, results.json, plots, a recommenda
 """
 
 from ultra_mq.report.gallery import Picture, draw_gallery, picture_legend
-from ultra_mq.report.gate import check_report
+from ultra_mq.report.gate import check_report, gate_summary
 from ultra_mq.report.layer_table import LAYER_CONSOLE_COLUMNS, make_layer_table, table_cells, write_layer_table
 from ultra_mq.report.page import ClassTable, Page, write_page
 from ultra_mq.report.recommendation import recommend, variant_of_interest
 from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA, Report, VariantResult
 from ultra_mq.report.tables import console_table, points, points_text
+from ultra_mq.report.trackers import log_report
 from ultra_mq.report.write import write_classes, write_report
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "check_report",
     "console_table",
     "draw_gallery",
+    "gate_summary",
+    "log_report",
     "make_layer_table",
     "picture_legend",
     "points",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,18 @@ def check_report(
         verdict: Verdict = "pass" if value >= min_speedup else "noise" if high >= min_speedup else "fail"
         checks.append(LimitCheck("speed-up", value, low, high, min_speedup, verdict))
     return name, tuple(checks)
+
+
+def gate_summary(name: str, checks: Sequence[LimitCheck]) -> str:
+    """The checks of a variant as a Markdown table, for the page of a CI job."""
+    marks = {"pass": "✅ passes", "noise": "✅ inside the noise", "fail": "❌ fails"}
+    lines = [f"### ultra-mq: {name}", "", "| what | value | 95 % | limit | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {check.what} | {check.value:.2f} | {check.low:.2f} to {check.high:.2f} | {check.limit:g} | "
+        f"{marks[check.verdict]} |"
+        for check in checks
+    ]
+    return "\n".join([*lines, "", ""])
 
 
 def _check_drop(

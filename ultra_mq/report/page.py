@@ -52,17 +52,25 @@ class ClassTable:
     classes: tuple[ClassLoss, ...]
 
     @property
+    def judged(self) -> tuple[ClassLoss, ...]:
+        """Classes that enough images hold."""
+        return tuple(one for one in self.classes if one.resolved)
+
+    @property
+    def open(self) -> tuple[ClassLoss, ...]:
+        """Classes that too few images hold to be judged."""
+        return tuple(one for one in self.classes if not one.resolved)
+
+    @property
     def summary(self) -> str:
         """Who surely lost, and how many would by chance."""
-        resolved = [one for one in self.classes if one.resolved]
-        lost = [one.name for one in resolved if one.surely_lost]
-        names = ", ".join(lost) or "none"
-        chance = 0.025 * len(resolved)
-        return (
-            f"Classes of {self.variant} that lost more than their interval: {names}. Of {len(resolved)} classes that "
-            f"at least {FEW_HOLDERS} images hold, {chance:.1f} would be among them by chance; the other "
-            f"{len(self.classes) - len(resolved)} cannot be judged."
+        names = ", ".join(one.name for one in self.judged if one.surely_lost) or "none"
+        text = (
+            f"Classes of {self.variant} that lost more {self.metric} than their interval: {names}. Of "
+            f"{len(self.judged)} classes that at least {FEW_HOLDERS} images hold, {0.025 * len(self.judged):.1f} would "
+            f"be among them by chance"
         )
+        return f"{text}; {len(self.open)} in fewer images cannot be judged." if self.open else f"{text}."
 
 
 @dataclass(frozen=True)

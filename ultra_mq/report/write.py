@@ -81,15 +81,15 @@ def write_report(report: Report) -> None:
         classes=tables,
         searches=[(variant, search_rows(variant.search)) for variant in report.variants if variant.search],
     )
-    template = environment.get_template("report.md.j2")
-    write_text(folder / "report.md", template.render(**values, pictures=report.pictures))
+    markdown = environment.get_template("report.md.j2")
+    write_text(folder / "report.md", markdown.render(**values, pictures=report.pictures))
     if any(variant.engine_accuracy for variant in report.variants):
         template = environment.get_template("results.md.j2")
         name = f"results-{Path(report.recipe.model).stem}-trt-{Path(report.recipe.data).stem}.md"
         shown = [image for image in drawn if image == PARETO]
         write_text(folder / name, template.render(**engines, losses=loss_rows(report), images=shown))
     # The page has pictures, plots and classes of its own, which can be pointed at.
-    plain = template.render(**{**values, "images": (), "classes": ()}, pictures=())
+    plain = markdown.render(**{**values, "images": (), "classes": ()}, pictures=())
     details = MarkdownIt("commonmark", {"html": False}).enable("table").render(plain)
     write_page(_page(report, choice, tables, details), folder, "report.html")
 

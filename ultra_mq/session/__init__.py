@@ -6,6 +6,8 @@ In: a ``Recipe``. Out: a ``Session`` with its stages, a ``Target`` to run on, an
 
 from ultra_mq.session.artefacts import ENGINE, Artefacts, float_artefacts, ptq_artefacts
 from ultra_mq.session.checks import check_fit, complete_recipe, small_data
+from ultra_mq.session.forecast import Forecast, expect_stages
+from ultra_mq.session.json_schema import schema_file, schema_line
 from ultra_mq.session.measuring import evaluate_file, time_artefacts
 from ultra_mq.session.recipe import (
     AUTO_DATA,
@@ -40,6 +42,7 @@ __all__ = [
     "Artefacts",
     "Criteria",
     "EngineSettings",
+    "Forecast",
     "Metric",
     "Recipe",
     "Session",
@@ -52,6 +55,7 @@ __all__ = [
     "complete_recipe",
     "counted_bits",
     "evaluate_file",
+    "expect_stages",
     "float_artefacts",
     "host_target",
     "load_recipe",
@@ -62,6 +66,8 @@ __all__ = [
     "prices_of",
     "ptq_artefacts",
     "save_recipe",
+    "schema_file",
+    "schema_line",
     "score_layers",
     "signed",
     "small_data",

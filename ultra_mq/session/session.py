@@ -25,6 +25,7 @@ from ultra_mq.prepare import (
 )
 from ultra_mq.runtimes import EngineTarget, Runtime, find_runtime, overflows
 from ultra_mq.session.checks import check_data, complete_recipe
+from ultra_mq.session.forecast import Forecast, about
 from ultra_mq.session.recipe import Recipe
 from ultra_mq.session.target import Target, find_target
 
@@ -41,6 +42,7 @@ class Session:
         device: Torch device, such as ``cuda:0``.
         warnings: What the user should know.
         seconds: Stage to wall time.
+        forecast: Stages to come, where they are known.
     """
 
     recipe: Recipe
@@ -50,6 +52,7 @@ class Session:
     device: str
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    forecast: Forecast | None = field(default=None, repr=False)
     _asked: dict[EngineTarget, Runtime | BackendError] = field(default_factory=dict, repr=False)
 
     def engine_runtime(self, target: EngineTarget) -> Runtime:
@@ -123,10 +126,17 @@ class Session:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage and note how long it took."""
-        announce(name)
+        left = None
+        if self.forecast:
+            self.forecast.begin(name)
+            left = self.forecast.seconds_left
+        announce(name if left is None else f"{name} (the run takes about {about(left)} more)")
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if self.forecast:
+            self.forecast.end(name, seconds)
 
     def warn(self, message: str) -> None:
         """Tell the user now, and again in the report; once, however often it is said."""
