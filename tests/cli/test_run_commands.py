@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import errno
 import json
+import re
 
 import pytest
 import yaml
@@ -37,7 +38,8 @@ def test_a_recovered_model_is_said_to_be_one(run, small, tmp_path):
     assert "was recovered: held-out loss" in (tmp_path / "runs" / "autoquant" / "report.md").read_text()
 
 
-def test_autoquant_prints_a_table(run, small, tmp_path):
+def test_autoquant_prints_a_table(run, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("ULTRA_MQ_CACHE", str(tmp_path / "cache"))
     code, out, err = run("autoquant", "--bits", "7.5", *small, f"project={tmp_path}/runs")
     assert code == 0, err
     assert out == ""
@@ -46,6 +48,8 @@ def test_autoquant_prints_a_table(run, small, tmp_path):
     assert "11/11" in err
     assert "Not built: TensorRT engines" in err
     assert (tmp_path / "runs" / "autoquant" / "report.md").exists()
+    assert re.search(r"Calibrate \(the run takes about \d+ (s|min) more\)", err)
+    assert not [line for line in err.splitlines() if "onnx_ir" in line or "Highs" in line]
 
 
 def test_json_is_all_there_is_on_standard_output(run, small, tmp_path):
@@ -166,11 +170,26 @@ def test_help_names_every_command(run):
     assert code == 0
     assert set(main.commands) == {
         "apply", "audit", "autocast", "autoquant", "bench", "build", "calib", "compare", "completion", "diff", "doctor",
-        "gate", "init", "inspect", "package", "pareto", "plan", "predict", "ptq", "run", "schema", "sensitivity",
-        "sweep", "val",
+        "gate", "init", "inspect", "open", "package", "pareto", "plan", "predict", "ptq", "run", "schema",
+        "sensitivity", "sweep", "val",
     }  # fmt: skip
     assert all(command in out for command in main.commands)
     assert ultra_mq.__version__ in run("--version")[1]
+
+
+def test_open_needs_a_report_and_a_browser(run, tmp_path, monkeypatch):
+    code, _, err = run("open", tmp_path)
+    assert code == 2
+    assert "has no report.html" in err
+    (tmp_path / "report.html").write_text("page")
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    assert run("open", tmp_path)[0] == 0
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    code, _, err = run("open", tmp_path)
+    assert code == 2
+    assert "There is no browser here" in err
 
 
 def test_a_full_disk(run, weights, shapes, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_every_kind_by_hand():
         ("gained", None, 3), ("moved", 2, 1), ("lost", 3, None),
     ]  # fmt: skip
     # The box moved by a quarter of its width: they share 30 of 50 columns. What fell from 0.26 to 0.24 hardly counts.
-    assert [one.weight for one in b.differences] == pytest.approx([0.55, 1 - 30 / 50, 0.02])
+    assert [one.weight for one in b.differences] == pytest.approx([0.55, 0.7 * (1 - 30 / 50), 0.02])
     assert (c.differences, c.same, c.weight) == ((), ((4, 4),), 0)
 
 
@@ -67,6 +67,17 @@ def test_each_object_is_in_one_pair():
     first = find_differences(detections(twice), detections(twice[:1]))[0]
     assert [(one.kind, one.after) for one in first.differences] == [("gained", 1)]
     assert first.same == ((0, 0),)
+
+
+def test_what_is_lost_and_gained_near_by_has_moved():
+    """Below an IoU of a half two boxes are no pair, and still one object to whoever looks."""
+    before, after = [("a.jpg", 0, 0.9, 10, 10, 40, 40)], [("a.jpg", 0, 0.6, 28, 10, 40, 40)]
+    (difference,) = find_differences(detections(after), detections(before))[0].differences
+    assert (difference.kind, difference.before, difference.after) == ("moved", 0, 0)
+    assert difference.weight == pytest.approx(0.9 * (1 - 22 / 58))
+    other = [("a.jpg", 1, 0.6, 28, 10, 40, 40)]  # of another class it is none
+    kinds = {one.kind for one in find_differences(detections(other), detections(before))[0].differences}
+    assert kinds == {"lost", "gained"}
 
 
 def test_other_images_are_refused():
@@ -103,7 +114,7 @@ def test_masks_are_compared_by_their_pixels():
         return detections([("a.jpg", 0, 0.9, 0, 0, 40, 40)], "segment", masks=counts, mask_sizes=np.array([[40, 40]]))
 
     (difference,) = find_differences(masked(24), masked(40))[0].differences
-    assert (difference.kind, difference.weight) == ("moved", pytest.approx(0.4))
+    assert (difference.kind, difference.weight) == ("moved", pytest.approx(0.9 * 0.4))
 
 
 def test_a_class_that_flips_comes_first():

@@ -10,10 +10,11 @@ import pytest
 
 from ultra_mq.core.errors import DataError
 from ultra_mq.measure.bench import Bench, Latency
-from ultra_mq.measure.bootstrap import Drop, describe_loss
+from ultra_mq.measure.bootstrap import ClassLoss, Drop, describe_loss
 from ultra_mq.plan.latency import LatencyModel, Timed
 from ultra_mq.plan.scores import Sensitivity
 from ultra_mq.plan.structure import stage_of
+from ultra_mq.search import verify
 from ultra_mq.search.budgets import search
 from ultra_mq.search.verify import judging_session
 from ultra_mq.session.artefacts import Artefacts, float_artefacts
@@ -128,6 +129,39 @@ def test_a_loss_has_an_interval_and_a_verdict(run):
     assert f"on {found.chosen.loss.images} images" in " ".join(found.findings)
 
 
+@pytest.mark.parametrize("cost", ["latency", "weights"])
+def test_a_class_may_lose_only_so_much(run, monkeypatch, cost):
+    """The mean holds everywhere; one class loses five times as much of what the first two stages lose."""
+    real = verify.bootstrap_classes
+
+    def classed(*args):
+        loss, _ = real(*args)
+        lost = 5 * loss.points
+        return loss, (
+            ClassLoss("dog", 50, 0.9, 0.9 - lost / 100, Drop(lost, lost - 0.5, lost + 0.5, 50, 0.25)),
+            ClassLoss("rare", 3, 0.9, 0.0, Drop(90.0, 90.0, 90.0, 3, 0.0)),  # in too few images to count
+        )
+
+    monkeypatch.setattr("ultra_mq.search.verify.bootstrap_classes", classed)
+    losses = {"model.0": 1.0, "model.1": 0.4, "model.2": 0.1}
+    _, free = run(losses, max_drop=2.0, cost_model=cost)
+    _, bound = run(losses, max_drop=2.0, variant={"max_drop_per_class": 1.0}, cost_model=cost)
+    assert free.chosen.name == "int8" if cost == "latency" else len(free.chosen.plan.quantized) == 81
+    assert {stage_of(layer) for layer in bound.chosen.plan.quantized}.isdisjoint({"model.0", "model.1"})
+    assert bound.met
+    assert bound.chosen.broken_classes == ()
+    broken = [step for step in bound.steps if step.broken_classes]
+    assert broken
+    assert {one.name for step in broken for one in step.broken_classes} == {"dog"}
+
+
+def test_a_budget_of_a_class_alone_is_one_of_the_mean_too():
+    (variant,) = make_recipe({"variants": [{"name": "a", "max_drop_per_class": 3}]}).variants
+    assert variant.max_drop == 3
+    (variant,) = make_recipe({"variants": [{"name": "a", "max_drop_per_class": 3, "max_drop": 1}]}).variants
+    assert variant.max_drop == 1
+
+
 def test_a_coin_toss_is_called_one():
     said = describe_loss(Drop(0.28, -0.7, 1.2, 114, 0.5), 0.3)
     assert "whether it holds 0.3 points cannot be told, 52 % sure that it does" in said
@@ -139,8 +173,6 @@ def test_a_coin_toss_is_called_one():
 def test_what_a_user_wants_to_be_sure_of(run, monkeypatch):
     """A plan whose estimate holds, but not surely, is passed over."""
     losses = {"model.0": 2.0, "model.1": 0.9}
-    from ultra_mq.search import verify
-
     real = verify.bootstrap_classes
 
     def unsure(*args):

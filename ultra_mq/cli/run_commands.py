@@ -31,7 +31,7 @@ from ultra_mq.cli.options import (
     target,
     trt_python,
 )
-from ultra_mq.core import console
+from ultra_mq.core import ReportError, console
 from ultra_mq.quantization import Method
 from ultra_mq.session import EngineSettings
 
@@ -190,6 +190,24 @@ def calib(
     for result in results:
         table.add_row(result.method, str(result.images), f"{result.agreement:.3f}", points(result.main))
     console.print(table)
+
+
+@main.command("open")
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@command_options
+def open_report(run_folder: Path, as_json: bool) -> None:
+    """Open the report of a run folder in the browser."""
+    import webbrowser
+
+    page = next((run_folder / name for name in ("report.html", "diff.html") if (run_folder / name).is_file()), None)
+    if page is None:
+        raise ReportError(
+            f"'{run_folder}' has no report.html. Pass the folder of a finished run, runs/detect/autoquant say."
+        )
+    if as_json:
+        click.echo(json.dumps({"report": str(page)}))
+    elif not webbrowser.open(page.resolve().as_uri()):
+        raise ReportError(f"There is no browser here. The report is one file that can be sent: {page}")
 
 
 def _print_report(report: Report, as_json: bool) -> None:

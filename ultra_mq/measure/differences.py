@@ -6,17 +6,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ultra_mq.measure.agreement import OKS_AREA, REFERENCE_CONFIDENCE
 from ultra_mq.measure.predictions import Classifications, Detections, Predictions, require_same_images
 
+if TYPE_CHECKING:
+    import torch
+
 Kind = Literal["lost", "gained", "moved", "flipped"]
 
 SAME_OBJECT = 0.5
 """Similarity from which on two detections are of one object, as in AP50."""
+
+NEAR = 0.3
+"""IoU of boxes from which on an object that one model loses and the other gains is one that moved, however far its mask
+or keypoints did."""
 
 MOVED = 0.75
 """Similarity below which an object that both models found is drawn somewhere else."""
@@ -29,7 +36,7 @@ class Difference:
     Attributes:
         kind: ``lost`` and ``gained``: only one of them would draw it; ``moved``: both, in different places;
             ``flipped``: both, as different classes.
-        weight: How much: the confidence that was lost or gained, or the share of the object that moved.
+        weight: How much: the confidence that was lost or gained, or the confidence times the share that moved.
         before: Index among the reference's predictions; None for one that was gained.
         after: Index among the model's predictions; None for one that was lost.
     """
@@ -142,7 +149,7 @@ def _compare_objects(
             continue
         likeness = float(alike[row, after.index(other)])
         if likeness < MOVED:
-            differences.append(Difference("moved", 1 - likeness, index, other))
+            differences.append(Difference("moved", _moved(reference, index, likeness), index, other))
         else:
             same.append((index, other))
     for index in after:
@@ -150,8 +157,59 @@ def _compare_objects(
         if index in drawn_after and (partner is None or reference.scores[partner] < REFERENCE_CONFIDENCE):
             left = float(reference.scores[partner]) if partner is not None else 0.0
             differences.append(Difference("gained", score - left, None, index))
-    differences.sort(key=lambda one: -one.weight)
+    differences = _join_moved(differences, model, reference, after, before, alike)
     return ImageDifferences(image, sum(one.weight for one in differences), tuple(differences), tuple(same))
+
+
+def _join_moved(
+    differences: list[Difference],
+    model: Detections,
+    reference: Detections,
+    after: list[int],
+    before: list[int],
+    alike: np.ndarray,
+) -> list[Difference]:
+    """What is lost and gained near by, as one class, is an object that moved; the largest differences first."""
+    from ultralytics.utils.metrics import box_iou
+
+    lost = [one for one in differences if one.kind == "lost"]
+    gained = [one for one in differences if one.kind == "gained"]
+    joined: list[Difference] = []
+    if lost and gained:
+        boxes = [_corners(side, rows) for side, rows in (
+            (reference, [one.before for one in lost if one.before is not None]),
+            (model, [one.after for one in gained if one.after is not None]),
+        )]  # fmt: skip
+        overlaps = box_iou(*boxes).numpy()
+        for row, column in sorted(np.argwhere(overlaps >= NEAR).tolist(), key=lambda pair: -overlaps[tuple(pair)]):
+            one, other = lost[row], gained[column]
+            assert one.before is not None
+            assert other.after is not None
+            known = {index for pair in joined for index in (("before", pair.before), ("after", pair.after))}
+            free = ("before", one.before) not in known and ("after", other.after) not in known
+            if free and reference.classes[one.before] == model.classes[other.after]:
+                likeness = float(alike[before.index(one.before), after.index(other.after)])
+                joined.append(Difference("moved", _moved(reference, one.before, likeness), one.before, other.after))
+    gone = {one.before for one in joined}, {one.after for one in joined}
+    kept = [
+        one
+        for one in differences
+        if not (one.kind == "lost" and one.before in gone[0]) and not (one.kind == "gained" and one.after in gone[1])
+    ]
+    return sorted([*kept, *joined], key=lambda one: -one.weight)
+
+
+def _moved(reference: Detections, index: int, likeness: float) -> float:
+    return (1 - likeness) * float(reference.scores[index])
+
+
+def _corners(side: Detections, rows: list[int]) -> torch.Tensor:
+    """Left, top, right, bottom."""
+    import torch
+
+    boxes = side.boxes[rows].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    return torch.tensor(boxes)
 
 
 def _match(
@@ -197,14 +255,13 @@ def _similarity(model: Detections, reference: Detections, after: list[int], befo
         area = torch.tensor(reference.boxes[before, 2:].prod(1) * OKS_AREA)
         likeness: np.ndarray = kpt_iou(points[0], points[1], area, reference.sigmas.tolist()).numpy()
         return likeness
-    sides = []
-    for side, rows in ((reference, before), (model, after)):
-        boxes = side.boxes[rows].copy()
-        if reference.task == "obb":
+    if reference.task == "obb":
+        centred = []
+        for side, rows in ((reference, before), (model, after)):
+            boxes = side.boxes[rows].copy()
             boxes[:, :2] += boxes[:, 2:] / 2
-            boxes = np.concatenate([boxes, side.angles[rows, None]], axis=1)
-        else:
-            boxes[:, 2:] += boxes[:, :2]
-        sides.append(torch.tensor(boxes))
-    found: np.ndarray = (batch_probiou if reference.task == "obb" else box_iou)(*sides).numpy()
+            centred.append(torch.tensor(np.concatenate([boxes, side.angles[rows, None]], axis=1)))
+        turned: np.ndarray = batch_probiou(*centred).numpy()
+        return turned
+    found: np.ndarray = box_iou(_corners(reference, before), _corners(model, after)).numpy()
     return found

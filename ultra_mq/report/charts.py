@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ultra_mq.core import FLOAT
@@ -82,17 +82,26 @@ def chart_blocks(variant: VariantResult, scores: Mapping[str, float]) -> Spec | 
     }
 
 
-def chart_layers(variant: VariantResult, scores: Mapping[str, float]) -> Spec | None:
-    """Sensitivity of every layer, coloured by what the plan makes of it and what the engine ran."""
-    rows = _layer_rows(variant, scores)
+def chart_layers(variants: Sequence[VariantResult], scores: Mapping[str, float]) -> Spec | None:
+    """Sensitivity of every layer, coloured by what a plan makes of it and what its engine ran.
+
+    The reader chooses the plan; the first to be shown is one that mixes, which says more in colours.
+    """
+    planned = [variant for variant in variants if variant.plan]
+    rows = [{"model": variant.name, **row} for variant in planned for row in _layer_rows(variant, scores)]
     if len(rows) < 2:
         return None
     names = list(dict.fromkeys(row["as"] for row in rows))
+    options = [variant.name for variant in planned]
+    mixed = [v.name for v in planned if v.plan and 0 < len(v.plan.quantized) < len(scores)]
+    plan: Spec = {"name": "model", "value": (mixed or options)[-1]}
+    if len(options) > 1:
+        plan["bind"] = {"input": "select", "options": options, "name": "Plan of "}
     return {
         **_base(rows),
         "height": 220,
-        "params": [{"name": "block", "value": None}],
-        "transform": [{"filter": "block == null || datum.block == block"}],
+        "params": [{"name": "block", "value": None}, plan],
+        "transform": [{"filter": "datum.model == model && (block == null || datum.block == block)"}],
         "mark": {"type": "bar"},
         "encoding": {
             "x": {"field": "layer", "type": "nominal", "sort": None, "title": None, "axis": {"labelOverlap": True}},
@@ -131,7 +140,7 @@ def chart_kernels(variant: VariantResult) -> Spec | None:
     colours = [COLOURS["int8"], COLOURS["fp8"], COLOURS[FLOAT], "#b5651d", MISMATCH_COLOUR, KEPT_COLOUR]
     return {
         **_base(rows),
-        "height": {"step": 14},
+        "height": 14 * len(rows),
         "mark": "bar",
         "encoding": {
             "y": {"field": "layer", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 180}},

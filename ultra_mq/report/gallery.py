@@ -159,7 +159,7 @@ def _draw(
         apart = [index for pair in parting if (index := pair[side]) is not None]
         drawn = small.copy()
         if isinstance(found, Classifications):
-            drawn = _results(found, [*apart, *same], drawn, names, scale).plot()
+            drawn = _results(found, [*apart, *same], drawn, names, scale).plot(font_size=18)
         else:
             if same:
                 drawn = _results(found, same, drawn, names, scale).plot(

@@ -152,9 +152,11 @@ def _charts(report: Report, choice: Recommendation | None, shown: VariantResult 
         if spec := charts.chart_blocks(shown, scores):
             text = "Share of all that the network is sensitive to. Click a block to see its layers alone."
             yield ChartSection("blocks", "Sensitivity by block", text, spec, "layers")
-        if spec := charts.chart_layers(shown, scores):
-            ran = ", and as what the engine runs it" if shown.engine else ""
-            text = f"Coloured by what {shown.name} makes of each layer{ran}. Roots, so that small ones are seen."
+        if spec := charts.chart_layers(report.variants, scores):
+            ran = ", and as what its engine runs it" if shown.engine else ""
+            text = (
+                f"Coloured by what a plan makes of each layer{ran}. The scale is of roots, so that small ones are seen."
+            )
             yield ChartSection("layers", "Sensitivity by layer", text, spec)
     if shown and (spec := charts.chart_kernels(shown)):
         text = f"The {charts.SLOWEST} slowest layers of the engine of {shown.name}, profiled one by one."
