@@ -76,12 +76,8 @@ def next_command(checks: list[Diagnosis]) -> str:
     installs = [text.removeprefix("pip install ") for text in dict.fromkeys(missing) if text.startswith("pip install ")]
     if installs:
         return f"pip install {' '.join(installs)}"
-    state = {check.name: check.state for check in checks}
-    budget = "--bits 9"
-    if state.get("TensorRT") == "ok":
-        budget = "--max-drop 0.5 --cost latency"
-    elif state.get("openvino") == "ok":
-        budget = "--max-drop 0.5 --cost latency --runtime openvino"
+    has_tensorrt = any(check.name == "TensorRT" and check.state == "ok" for check in checks)
+    budget = "--max-drop 0.5 --cost latency" if has_tensorrt else "--bits 9"
     return f"ultra-mq autoquant {budget} yolo11n.pt data=coco128.yaml"
 
 

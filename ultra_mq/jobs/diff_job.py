@@ -113,7 +113,10 @@ def diff_files(
 
 def class_tables(diff: Diff) -> list[ClassTable]:
     """The losses by class."""
-    return [ClassTable(diff.after.name, _words(diff, metric), classes) for metric, classes in diff.class_losses.items()]
+    return [
+        ClassTable(diff.after.name, _words(diff, metric), classes, ("before", "after"))
+        for metric, classes in diff.class_losses.items()
+    ]
 
 
 def _words(diff: Diff, metric: Metric) -> str:

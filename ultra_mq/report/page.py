@@ -45,11 +45,13 @@ class ClassTable:
         variant: Name of the variant.
         metric: What is lost, in words.
         classes: The largest loss first.
+        sides: What the two models are called.
     """
 
     variant: str
     metric: str
     classes: tuple[ClassLoss, ...]
+    sides: tuple[str, str] = ("float", "quantized")
 
     @property
     def judged(self) -> tuple[ClassLoss, ...]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ultra_mq.core import quiet, warn
+from ultra_mq.core import announce, quiet, warn
 from ultra_mq.report.results import Report, VariantResult
 
 PLOTS = ("sensitivity.png", "accuracy.png", "pareto.png")
@@ -36,6 +36,9 @@ def log_report(report: Report) -> tuple[str, ...]:
             warn(f"{name} did not take this run: {words}. To leave it out: yolo settings {name}=False")
         else:
             took.append(name)
+    if took:
+        off = " ".join(f"{name}=False" for name in took)
+        announce(f"Logged to {', '.join(took)} (yolo settings {off} leaves it out)")
     return tuple(took)
 
 

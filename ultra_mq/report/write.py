@@ -66,7 +66,7 @@ def write_report(report: Report) -> None:
         "engine_rows": [engine_row(variant) for variant in report.variants if variant.engine],
         "cuda_graph": cuda_graph_note(report),
     }
-    tables = [_class_table(report, variant) for variant in report.variants[1:] if variant.class_losses]
+    tables = [table for variant in report.variants for table in _class_tables(report, variant)]
     write_classes(folder / "classes.csv", tables)
     values = dict(
         **engines,
@@ -105,10 +105,9 @@ def write_classes(path: Path, tables: Sequence[ClassTable]) -> None:
     write_text(path, csv_text(columns, [tuple(map(str, row)) for row in rows]))
 
 
-def _class_table(report: Report, variant: VariantResult) -> ClassTable:
-    metric: Metric = "map" if "map" in variant.class_losses else "agreement"
-    words = report.metrics.title if metric == "map" else "agreement with the float model"
-    return ClassTable(variant.name, words, variant.class_losses[metric])
+def _class_tables(report: Report, variant: VariantResult) -> list[ClassTable]:
+    words: dict[Metric, str] = {"map": report.metrics.title, "agreement": "agreement with the float model"}
+    return [ClassTable(variant.name, words[metric], classes) for metric, classes in variant.class_losses.items()]
 
 
 def _page(report: Report, choice: Recommendation | None, tables: Sequence[ClassTable], details: str) -> Page:
@@ -127,7 +126,7 @@ def _page(report: Report, choice: Recommendation | None, tables: Sequence[ClassT
         rows=[result_row(report, variant) for variant in report.variants],
         marked=shown.name if shown else None,
         charts=list(_charts(report, choice, shown)),
-        classes=sorted(tables, key=lambda table: shown is None or table.variant != shown.name),
+        classes=[table for table in tables if shown and table.variant == shown.name],
         pictures=report.pictures,
         legend=picture_legend("float", report.pictured or ""),
         commands=(*(choice.commands if choice else ()), "ultra-mq run recipe.yaml  # everything above"),

@@ -9,7 +9,7 @@ from ultra_mq.session.recipe import Recipe
 
 EVALUATE = "Evaluate"
 
-PASSES = {"Evaluate": 1.3, "Parity": 3.8, "Calibrate": 7.0, "Score": 0.9}
+PASSES = {"Evaluate": 1.3, "Parity": 5.0, "Calibrate": 9.0, "Score": 1.15}
 """Passes of the float model that a stage costs an image, or an image and layer: YOLO11n at 640 px on two cores."""
 
 SECONDS = {
@@ -50,14 +50,14 @@ def expect_stages(recipe: Recipe, images: int, layers: int, engine: str | None) 
         return Expected(name, seconds=SECONDS[name])
 
     stages = [fixed("Export FP32"), on_images(EVALUATE, images)]
-    mixed = False
+    done: set[str] = set()
     for variant in recipe.variants:
         quantized = variant.precision not in ("fp16", "ptq")
-        if quantized:
+        if quantized and "Calibrate" not in done:
             stages.append(on_images("Calibrate", recipe.calibration.images))
-        if variant.precision == "mixed" and not mixed:
+        if variant.precision == "mixed" and "Score" not in done:
             stages.append(Expected("Score", PASSES["Score"] * recipe.sensitivity.images * layers))
-            mixed = True
+        done |= {stage.name for stage in stages}
         if variant.precision == "ptq":
             stages.append(fixed("Quantize the ONNX"))
         else:
