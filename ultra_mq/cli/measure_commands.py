@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def val(
     files: tuple[str, ...], reference: Path | None, runtime: CpuRuntime, trt_python: str | None, as_json: bool
 ) -> None:
-    """Validate ONNX files and engines with Ultralytics' validator: its metrics, and agreement with a reference."""
+    """Validate .pt, .onnx and .engine files with Ultralytics' validator, and by agreement with a reference."""
     from ultra_mq.core import BackendError
     from ultra_mq.jobs import evaluate_files, take_task
     from ultra_mq.session import make_recipe
@@ -75,7 +75,7 @@ def diff(
     before: Path, after: Path, overrides: tuple[str, ...], pictures: int, runtime: CpuRuntime, trt_python: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Show what AFTER does otherwise than BEFORE, two ONNX files or engines: by class, and in pictures."""
+    """Show what AFTER does otherwise than BEFORE (.pt, .onnx, .engine): by class, and in pictures."""
     from ultra_mq.jobs import class_tables, diff_files, take_task
     from ultra_mq.session import make_recipe
 

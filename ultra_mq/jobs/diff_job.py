@@ -116,6 +116,7 @@ def class_tables(diff: Diff) -> list[ClassTable]:
     return [
         ClassTable(diff.after.name, _words(diff, metric), classes, ("before", "after"))
         for metric, classes in diff.class_losses.items()
+        if classes
     ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from ultra_mq.core import BackendError, Cache, ParityError, RunFolderError, publish, versions
+from ultra_mq.core import BackendError, Cache, ParityError, ReportError, RunFolderError, publish, versions
 from ultra_mq.graph import lint_graph, load_graph
 from ultra_mq.jobs.engine_results import add_engine, find_engine_runtime, time_engines
 from ultra_mq.measure import Accuracy, bootstrap_classes, compare, save_accuracy, time_in_turns
@@ -283,7 +283,11 @@ def _add_pictures(session: Session, report: Report) -> Report:
         return report
     model = (shown.engine_accuracy or shown.accuracy).predictions
     images, names = session.data.evaluation.names, session.model.names
-    pictures = draw_gallery(model, report.reference.accuracy.predictions, images, names, report.folder, count)
+    try:
+        pictures = draw_gallery(model, report.reference.accuracy.predictions, images, names, report.folder, count)
+    except ReportError as error:  # images may be gone where all figures came from the cache
+        session.warn(str(error))
+        return replace(report, warnings=tuple(session.warnings))
     return replace(report, pictures=pictures, pictured=shown.name)
 
 

@@ -107,7 +107,9 @@ def write_classes(path: Path, tables: Sequence[ClassTable]) -> None:
 
 def _class_tables(report: Report, variant: VariantResult) -> list[ClassTable]:
     words: dict[Metric, str] = {"map": report.metrics.title, "agreement": "agreement with the float model"}
-    return [ClassTable(variant.name, words[metric], classes) for metric, classes in variant.class_losses.items()]
+    return [
+        ClassTable(variant.name, words[metric], classes) for metric, classes in variant.class_losses.items() if classes
+    ]
 
 
 def _page(report: Report, choice: Recommendation | None, tables: Sequence[ClassTable], details: str) -> Page:
