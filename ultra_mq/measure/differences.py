@@ -127,6 +127,7 @@ def _compare_objects(
     alike = _similarity(model, reference, after, before)
     drawn_after = {index for index in after if model.scores[index] >= REFERENCE_CONFIDENCE}
     pairs = _match(model, reference, after, before, alike)
+    column_of = {index: column for column, index in enumerate(after)}
     matched_after = {index: other for other, index in pairs.items()}
     differences, same = [], []
     for row, index in enumerate(before):
@@ -135,11 +136,8 @@ def _compare_objects(
             continue
         other = pairs.get(index)
         if other is None or other not in drawn_after:
-            flipped = [
-                candidate
-                for column, candidate in enumerate(after)
-                if candidate in drawn_after and alike[row, column] >= SAME_OBJECT and candidate not in matched_after
-            ]
+            near = (after[column] for column in np.flatnonzero(alike[row] >= SAME_OBJECT))
+            flipped = [candidate for candidate in near if candidate in drawn_after and candidate not in matched_after]
             if flipped:
                 matched_after[flipped[0]] = index
                 differences.append(Difference("flipped", score, index, flipped[0]))
@@ -147,7 +145,7 @@ def _compare_objects(
                 left = float(model.scores[other]) if other is not None else 0.0
                 differences.append(Difference("lost", score - left, index, None))
             continue
-        likeness = float(alike[row, after.index(other)])
+        likeness = float(alike[row, column_of[other]])
         if likeness < MOVED:
             differences.append(Difference("moved", _moved(reference, index, likeness), index, other))
         else:
@@ -216,17 +214,13 @@ def _match(
     model: Detections, reference: Detections, after: list[int], before: list[int], alike: np.ndarray
 ) -> dict[int, int]:
     """Objects of one class that are the same, each in one pair, the likest first: reference to model."""
-    candidates = [
-        (float(alike[row, column]), one, other)
-        for row, one in enumerate(before)
-        for column, other in enumerate(after)
-        if alike[row, column] >= SAME_OBJECT
-        and reference.classes[one] == model.classes[other]
-        and max(reference.scores[one], model.scores[other]) >= REFERENCE_CONFIDENCE
-    ]
+    drawn = np.maximum.outer(reference.scores[before], model.scores[after]) >= REFERENCE_CONFIDENCE
+    same_class = np.equal.outer(reference.classes[before], model.classes[after])
+    rows, columns = np.nonzero((alike >= SAME_OBJECT) & same_class & drawn)
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for _, one, other in sorted(candidates, reverse=True):
+    for index in np.argsort(-alike[rows, columns], kind="stable"):
+        one, other = before[rows[index]], after[columns[index]]
         if one not in pairs and other not in taken:
             pairs[one] = other
             taken.add(other)
