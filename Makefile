@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 
 # Two processes of one thread each: most of a test is Python.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -15,17 +16,17 @@ TASK ?= detect
 demo: $(READY)
 	$(BIN)/python demo/run.py --task $(TASK)
 
-test: $(READY)
+test: $(DEV)
 	$(PYTEST) -m "not slow and not gpu"
 
-test-slow: $(READY)
+test-slow: $(DEV)
 	$(PYTEST) -m "slow and not gpu"
 
 # With whatever TensorRT is there; ULTRA_MQ_TRT_PYTHON names its Python where it is not ours.
-test-gpu: $(READY)
+test-gpu: $(DEV)
 	$(BIN)/python -m pytest -q -m gpu
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,6 +36,11 @@ check: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e ".[openvino,sweep,tensorrt-rtx]"
+	touch $@
+
+# What tests need beside it, experiment trackers among them, which would log every run.
+$(DEV): $(READY)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e ".[dev,openvino,sweep,tensorrt-rtx]"
 	touch $@
 
