@@ -226,7 +226,13 @@ def browser():
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    switches = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--no-first-run",
+    ]
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=found, args=switches)
         yield lambda path, **settings: Page(chromium.new_page(), path, **settings)
