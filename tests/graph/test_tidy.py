@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ultra_mq.graph.onnx_file import to_onnx
 from ultra_mq.graph.tidy import tidy_qdq
 
 
@@ -76,3 +77,14 @@ def test_an_exported_graph_has_one_pair_a_tensor_and_scale(qdq):
     ]
     assert len(pairs) == len(set(pairs))
     assert not any(node.op_type == "Cast" for node in graph.node)
+
+
+def test_a_value_without_a_type_is_no_remark(messy, caplog):
+    import onnx_ir as ir
+
+    model = ir.from_proto(messy)
+    for node in model.graph:
+        node.outputs[0].type = None
+        node.outputs[0].shape = ir.Shape([1, 4])
+    to_onnx(model)
+    assert caplog.records == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ultra_mq.prepare import LAYER_OPS, Data, height_width
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 INPUT = "images"
 """What Ultralytics calls the input."""
@@ -53,6 +55,15 @@ def load_graph(path: Path) -> onnx.ModelProto:
         return onnx.load(str(path))
     except Exception as error:
         raise ExportError(f"'{path}' cannot be read as ONNX: {error}. Pass an exported .onnx file.") from error
+
+
+def to_onnx(model: ir.Model) -> onnx.ModelProto:
+    """A model of onnx-ir as ONNX, without a line for every value that has a shape and no type, as ONNX allows."""
+    import onnx_ir as ir
+
+    # Not for the while alone: engines are repaired in several threads.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    return ir.to_proto(model)
 
 
 def save_graph(model: onnx.ModelProto, path: Path, allow: Sequence[str] = ()) -> Graph:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ultra_mq.graph.onnx_file import to_onnx
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -33,7 +35,7 @@ def tidy_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     common.DeduplicateInitializersPass()(tidied)
     common.CommonSubexpressionEliminationPass()(tidied)
     common.RemoveUnusedNodesPass()(tidied)
-    return ir.to_proto(tidied)
+    return to_onnx(tidied)
 
 
 def use_native_fp8(model: ir.Model) -> None:
