@@ -51,11 +51,13 @@ def test_a_file_against_itself_is_the_same(files, shapes, tmp_path):
     [
         ("float.pt", "nowhere.onnx", "does not exist"),
         ("nowhere.pt", "mixed.onnx", "does not exist"),
+        ("broken.pt", "mixed.onnx", "is no checkpoint of Ultralytics"),
         ("float.pt", "segment.pt", "Compare two of one task"),
     ],
 )
 def test_what_cannot_be_compared(files, shapes, weights, tmp_path, before, after, words):
     shutil.copy(weights.with_name("shapes-yolo11n-seg.pt"), files / "segment.pt")
+    (files / "broken.pt").write_bytes(b"not a checkpoint")
     data = [f"data={shapes}", f"project={tmp_path}"]
     if after == "segment.pt":
         from shapes import make_dataset

@@ -111,8 +111,11 @@ def _read(path: Path) -> tuple[Exported, nn.Module | None]:
         raise BackendError(f"'{path}' does not exist. Pass a .pt, .onnx or .engine file.")
     from ultralytics import YOLO
 
-    with quiet():
-        yolo = YOLO(path)
+    try:
+        with quiet():
+            yolo = YOLO(path)
+    except Exception as error:  # pickle and Ultralytics raise many kinds
+        raise BackendError(f"'{path}' is no checkpoint of Ultralytics: {' '.join(str(error).split())[:200]}") from error
     network = yolo.model
     stride = int(max(getattr(network, "stride", [32])))
     return Exported(path, yolo.task, dict(yolo.names), None, stride, channels_of(network), 1), network.eval()
