@@ -18,7 +18,7 @@ from ultra_mq.core import write_text
 from ultra_mq.jobs import autoquant_recipe
 from ultra_mq.measure import Accuracy
 from ultra_mq.measure.bootstrap import recentred
-from ultra_mq.measure.scored import against_itself, against_labels, against_model
+from ultra_mq.measure.scored import score_both
 from ultra_mq.plan import uniform_plan
 from ultra_mq.session import Artefacts, float_artefacts, open_session
 
@@ -46,11 +46,7 @@ def cover(
     model: Accuracy, reference: Accuracy, metric: str, images: int, sets: int, resamples: int
 ) -> tuple[float, float, float, float, float, float]:
     """Loss on all images, mean of the sets, its deviation and the bootstrap's, shares that hold: plain and narrowed."""
-    if metric == "agreement":
-        scored = against_model(model.predictions, reference.predictions)
-        base = against_itself(reference.predictions)
-    else:
-        scored, base = against_labels(model.predictions), against_labels(reference.predictions)
+    scored, base = score_both(model.predictions, reference.predictions, metric)
 
     def lost(weights: np.ndarray) -> float:
         return 100 * (base.score(weights)[0] - scored.score(weights)[0])

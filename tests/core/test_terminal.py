@@ -65,3 +65,28 @@ def test_our_programs_show_the_log_while_they_run(capsys):
     warn("later")
     assert capsys.readouterr().err.splitlines()[:2] == ["Calibrate [1/2]", "Warning: few images"]
     assert not [handler for handler in logging.getLogger("ultra_mq").handlers if isinstance(handler, ConsoleHandler)]
+
+
+def test_two_silences_at_once_give_the_streams_back(capfd):
+    """The second would take the first one's silence for the stream to put back."""
+    import os
+    import threading
+    import time
+
+    from ultra_mq.core.terminal import silent_streams
+
+    def speak(entered):
+        with silent_streams():
+            entered.set()
+            time.sleep(0.05)
+            os.write(1, b"lost")
+
+    entered = threading.Event()
+    threads = [threading.Thread(target=speak, args=(event,)) for event in (entered, threading.Event())]
+    threads[0].start()
+    entered.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    os.write(1, b"heard")
+    assert capfd.readouterr().out == "heard"

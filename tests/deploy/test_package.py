@@ -241,6 +241,19 @@ int main() {{
         assert min(np.abs(np.array(corner) - wanted).max() for corner in corners) < 1.5
 
 
+@pytest.mark.parametrize("said", [{"end2end": "True"}, {"args": "{'nms': True}"}])
+def test_what_suppresses_overlaps_itself_is_decoded_by_rows(onnx_file, said, tmp_path):
+    import onnx
+
+    graph = onnx.load(str(onnx_file))
+    assert not read_deployable(onnx_file).decoded
+    for key, value in said.items():
+        entry = next((one for one in graph.metadata_props if one.key == key), None) or graph.metadata_props.add(key=key)
+        entry.value = value
+    onnx.save(graph, str(tmp_path / "m.onnx"))
+    assert read_deployable(tmp_path / "m.onnx").decoded
+
+
 @pytest.mark.parametrize("target", ["deepstream", "cpp", "python"])
 def test_what_does_not_fit_is_refused(onnx_file, target, tmp_path):
     made = replace(read_deployable(onnx_file), task="segment")

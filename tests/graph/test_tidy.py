@@ -7,7 +7,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ultra_mq.graph.onnx_file import to_onnx
 from ultra_mq.graph.tidy import tidy_qdq
 
 
@@ -86,5 +85,5 @@ def test_a_value_without_a_type_is_no_remark(messy, caplog):
     for node in model.graph:
         node.outputs[0].type = None
         node.outputs[0].shape = ir.Shape([1, 4])
-    to_onnx(model)
+    ir.to_proto(model)
     assert caplog.records == []

@@ -11,7 +11,7 @@ from ultralytics import YOLO
 
 from ultra_mq.measure.accuracy import compare, load_accuracy, save_accuracy
 from ultra_mq.measure.agreement import log_probability_shift, score_agreement
-from ultra_mq.measure.bootstrap import bootstrap_agreement, bootstrap_metric
+from ultra_mq.measure.bootstrap import bootstrap_predictions
 from ultra_mq.measure.coco import score_coco
 from ultra_mq.measure.evaluation import evaluate
 from ultra_mq.measure.predictions import Classifications
@@ -21,6 +21,14 @@ from ultra_mq.prepare.model import load_model
 
 SUFFIXES = {"segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 OBJECTS = ("segment", "pose", "obb")
+
+
+def bootstrap_metric(found, reference):
+    return bootstrap_predictions(found, reference, "map")[0]
+
+
+def bootstrap_agreement(found, reference):
+    return bootstrap_predictions(found, reference, "agreement")[0]
 
 
 @pytest.fixture(scope="module")

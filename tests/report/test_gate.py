@@ -10,12 +10,20 @@ from click.testing import CliRunner
 from ultra_mq.cli import main
 from ultra_mq.measure.accuracy import Accuracy, save_accuracy
 from ultra_mq.measure.agreement import score_agreement
-from ultra_mq.measure.bootstrap import bootstrap_agreement, bootstrap_metric
+from ultra_mq.measure.bootstrap import bootstrap_predictions
 from ultra_mq.measure.predictions import Detections
 from ultra_mq.measure.scored import ScoredObjects
 from ultra_mq.report.results import SCHEMA
 
 IMAGES = tuple(f"{number}.jpg" for number in range(40))
+
+
+def bootstrap_metric(found, reference):
+    return bootstrap_predictions(found, reference, "map")[0]
+
+
+def bootstrap_agreement(found, reference):
+    return bootstrap_predictions(found, reference, "agreement")[0]
 
 
 def detections(seed=0, miss=0.0, images=IMAGES):

@@ -12,8 +12,9 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from ultra_mq.cli.options import FILE, OVERRIDES_HELP, command_options, cpu_runtime, device, trt_python
+from ultra_mq.cli.options import FILE, OVERRIDES_HELP, command_options, cpu_runtime, device, field_option, trt_python
 from ultra_mq.core import console
+from ultra_mq.session import EvaluationSettings
 
 if TYPE_CHECKING:
     from ultra_mq.measure import Accuracy, Bench
@@ -67,7 +68,7 @@ def val(
 @click.argument("before", type=FILE)
 @click.argument("after", type=FILE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--pictures", default=12, show_default=True, help="Images to draw on which the two part most.")
+@field_option(EvaluationSettings, "pictures", "--pictures", type=int)
 @cpu_runtime
 @trt_python
 @command_options
@@ -80,8 +81,8 @@ def diff(
     from ultra_mq.session import make_recipe
 
     task, rest = take_task(overrides)
-    recipe = make_recipe({"name": "diff"}, rest)
-    found = diff_files(before, after, recipe, task=task, runtime=runtime, trt_python=trt_python, pictures=pictures)
+    recipe = make_recipe({"name": "diff", "evaluation": {"pictures": pictures}}, rest)
+    found = diff_files(before, after, recipe, task=task, runtime=runtime, trt_python=trt_python)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
         return
@@ -156,15 +157,15 @@ COMMANDS = (val, diff, bench)
 
 def _accuracy_table(compared: Mapping[Path, Accuracy], title: str) -> Table:
     from ultra_mq.measure import TASK_METRICS
-    from ultra_mq.report import points
+    from ultra_mq.report import points, share
 
     table = Table(title=title, title_justify="left")
     metrics = TASK_METRICS[next(iter(compared.values())).task]
     for column in ("file", metrics.title, metrics.second_title, "agreement"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for path, accuracy in compared.items():
-        agreement = "-" if accuracy.agreement is None else f"{accuracy.agreement:.3f}"
-        table.add_row(escape(path.name), points(accuracy.main), points(accuracy.second), agreement)
+        figures = (points(accuracy.main), points(accuracy.second), share(accuracy.agreement))
+        table.add_row(escape(path.name), *figures)
     return table
 
 

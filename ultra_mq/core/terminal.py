@@ -30,7 +30,7 @@ _NOISY = ("modelopt", "onnx_ir", "torch")
 
 console = Console(stderr=True, highlight=False)
 
-_one_bar = threading.Lock()
+_one_bar, _one_silence = threading.Lock(), threading.Lock()
 
 
 logger = logging.getLogger("ultra_mq")
@@ -77,17 +77,17 @@ def shown_log() -> Iterator[None]:
 @contextlib.contextmanager
 def silent_streams() -> Iterator[None]:
     """Let nothing of what C libraries print reach the streams of the process, where JSON may be read from."""
-    saved = {number: os.dup(number) for number in (1, 2)}
-    silent = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in saved:
-            os.dup2(silent, number)
-        yield
-    finally:
-        for number, copy in saved.items():
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(silent)
+    # Two at once would take each other's silence for the streams to put back.
+    with _one_silence, open(os.devnull, "w") as silent:  # noqa: PTH123
+        saved = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in saved:
+                os.dup2(silent.fileno(), number)
+            yield
+        finally:
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

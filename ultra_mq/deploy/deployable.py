@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ultra_mq.core import PackageError
 from ultra_mq.graph import load_graph, read_metadata
-from ultra_mq.report import SCHEMA
+from ultra_mq.report import load_variants
 from ultra_mq.runtimes import engine_target, load_engine, read_exported
 
 Kind = Literal["onnx", "engine"]
@@ -44,7 +43,6 @@ class Deployable:
         height: Of the input in pixels.
         width: Of the input in pixels.
         batch: Images in one pass.
-        stride: Largest stride in pixels.
         metadata: What Ultralytics wrote into the file.
         inputs: Inputs of the graph.
         outputs: Outputs of the graph, by name.
@@ -62,7 +60,6 @@ class Deployable:
     height: int
     width: int
     batch: int
-    stride: int
     metadata: dict[str, Any]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -106,11 +103,10 @@ def read_deployable(source: Path, variant: str | None = None) -> Deployable:
         height=height,
         width=width,
         batch=exported.batch,
-        stride=exported.stride,
         metadata=metadata,
         inputs=tuple(_tensor(value) for value in graph.graph.input),
         outputs=tuple(sorted((_tensor(value) for value in graph.graph.output), key=lambda one: one.name)),
-        decoded=str(metadata.get("end2end", False)) == "True",
+        decoded=exported.settled,
         quantized=any(node.op_type == "QuantizeLinear" for node in graph.graph.node),
         offset=offset,
         runtime=runtime,
@@ -118,12 +114,8 @@ def read_deployable(source: Path, variant: str | None = None) -> Deployable:
 
 
 def _file_of(run: Path, variant: str | None) -> Path:
-    results = run / "results.json"
     try:
-        document = json.loads(results.read_text())
-        if document["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {document['schema']}, this version reads {SCHEMA}")
-        variants = {str(entry["name"]): entry for entry in document["variants"]}
+        variants = load_variants(run / "results.json")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PackageError(
             f"'{run}' is not a run folder of this version: {error}. Pass one that has a results.json, an .onnx or an "

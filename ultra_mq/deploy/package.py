@@ -49,7 +49,6 @@ def package(made: Deployable, target: PackageTarget, folder: Path) -> Path:
 
 
 def _write_triton(made: Deployable, folder: Path) -> None:
-    free = any(size < 0 for tensor in (*made.inputs, *made.outputs) for size in tensor.shape[1:])
     batched = all(tensor.shape and tensor.shape[0] < 0 for tensor in (*made.inputs, *made.outputs))
     values = {
         "platform": "tensorrt_plan" if made.kind == "engine" else "onnxruntime_onnx",
@@ -60,12 +59,11 @@ def _write_triton(made: Deployable, folder: Path) -> None:
         },
         # Ultralytics' own client reads this, so that YOLO("http://host:8000/name") knows task and classes.
         "metadata": json.dumps(str({key: value for key, value in made.metadata.items() if key != "description"})),
-        "free": free,
     }
     name = "model.plan" if made.kind == "engine" else "model.onnx"
     with atomic_folder(folder) as temporary:
         model = temporary / "models" / made.name
-        _render("triton", made, temporary, values)
+        _render("triton", made, temporary, **values)
         (model / "1").mkdir(parents=True)
         (temporary / "config.pbtxt").rename(model / "config.pbtxt")
         _copy_model(made, model / "1" / name)
@@ -79,26 +77,27 @@ def _write_deepstream(made: Deployable, folder: Path) -> None:
             f"{made.path}, and package that."
         )
     with atomic_folder(folder) as temporary:
-        _render("deepstream", made, temporary, {})
-        _render("shared", made, temporary, {}, "yolo.hpp")
-        _copy_model(made, temporary / _model_file(made))
+        _render("deepstream", made, temporary)
+        _copy_header(temporary)
+        _copy_model(made, temporary / f"{made.name}.{'plan' if made.kind == 'engine' else 'onnx'}")
 
 
 def _write_cpp(made: Deployable, folder: Path) -> None:
-    _require_boxes(made, "cpp")
-    _require_one_image(made, "cpp")
-    with atomic_folder(folder) as temporary:
-        _render("cpp", made, temporary, {"model_file": made.path.name})
-        _render("shared", made, temporary, {}, "yolo.hpp")
-        # The header stays on: the loader takes the files as ultra-mq and Ultralytics write them.
-        shutil.copyfile(made.path, temporary / made.path.name)
+    _write_loader("cpp", made, folder)
 
 
 def _write_python(made: Deployable, folder: Path) -> None:
-    _require_boxes(made, "python")
-    _require_one_image(made, "python")
+    _write_loader("python", made, folder)
+
+
+def _write_loader(target: PackageTarget, made: Deployable, folder: Path) -> None:
+    _require_boxes(made, target)
+    _require_one_image(made, target)
     with atomic_folder(folder) as temporary:
-        _render("python", made, temporary, {"model_file": made.path.name})
+        _render(target, made, temporary)
+        if target == "cpp":
+            _copy_header(temporary)
+        # What is before the engine stays: loaders take files as ultra-mq and Ultralytics write them.
         shutil.copyfile(made.path, temporary / made.path.name)
 
 
@@ -126,8 +125,9 @@ def _require_one_image(made: Deployable, target: str) -> None:
         )
 
 
-def _model_file(made: Deployable) -> str:
-    return f"{made.name}.plan" if made.kind == "engine" else f"{made.name}.onnx"
+def _copy_header(folder: Path) -> None:
+    """What the C++ of several targets includes."""
+    shutil.copyfile(TEMPLATES / "shared" / "yolo.hpp", folder / "yolo.hpp")
 
 
 def _copy_model(made: Deployable, path: Path) -> None:
@@ -144,7 +144,7 @@ def _triton_tensor(tensor: Tensor, batched: bool) -> dict[str, Any]:
     return {"name": tensor.name, "type": TRITON_TYPES[tensor.dtype], "dims": list(sizes)}
 
 
-def _render(target: str, made: Deployable, folder: Path, values: dict[str, Any], only: str | None = None) -> None:
+def _render(target: PackageTarget, made: Deployable, folder: Path, **values: Any) -> None:
     """Write the templates of a target into a folder; those that end in ``.j2`` are filled in."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -152,8 +152,6 @@ def _render(target: str, made: Deployable, folder: Path, values: dict[str, Any],
     environment.filters["json"] = json.dumps
     known = {**asdict(made), **values, "file_name": made.path.name, "confidence": CONFIDENCE, "iou": IOU}
     for entry in sorted((TEMPLATES / target).iterdir()):
-        name = entry.name.removesuffix(".j2")
-        if only is None or name == only:
-            text = entry.read_text(encoding="utf-8")
-            filled = environment.from_string(text).render(known) if entry.name.endswith(".j2") else text
-            (folder / name).write_text(filled, encoding="utf-8")
+        text = entry.read_text(encoding="utf-8")
+        filled = environment.from_string(text).render(known) if entry.suffix == ".j2" else text
+        (folder / entry.name.removesuffix(".j2")).write_text(filled, encoding="utf-8")

@@ -19,7 +19,9 @@ from ultra_mq.prepare import LAYER_OPS, Data, height_width
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_ir as ir
+
+# It warns of every value that has a shape and no type, as ONNX allows, whenever it writes or infers.
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 INPUT = "images"
 """What Ultralytics calls the input."""
@@ -55,15 +57,6 @@ def load_graph(path: Path) -> onnx.ModelProto:
         return onnx.load(str(path))
     except Exception as error:
         raise ExportError(f"'{path}' cannot be read as ONNX: {error}. Pass an exported .onnx file.") from error
-
-
-def to_onnx(model: ir.Model) -> onnx.ModelProto:
-    """A model of onnx-ir as ONNX, without a line for every value that has a shape and no type, as ONNX allows."""
-    import onnx_ir as ir
-
-    # Not for the while alone: engines are repaired in several threads.
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    return ir.to_proto(model)
 
 
 def save_graph(model: onnx.ModelProto, path: Path, allow: Sequence[str] = ()) -> Graph:

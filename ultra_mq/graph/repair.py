@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING
 
 from ultra_mq.graph.lint import constant_array, made_by, made_from
-from ultra_mq.graph.onnx_file import to_onnx
 from ultra_mq.prepare import LAYER_OPS, layer_of
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def keep_in_float(graph: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
                 repaired.graph.register_initializer(source)
             node.replace_input_with(index, source)
     common.RemoveUnusedNodesPass()(repaired)
-    return to_onnx(repaired)
+    return ir.to_proto(repaired)
 
 
 def _dequantized_weight(value: ir.Value | None) -> ir.Value:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ultra_mq.graph.onnx_file import to_onnx
-
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -35,7 +33,7 @@ def tidy_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     common.DeduplicateInitializersPass()(tidied)
     common.CommonSubexpressionEliminationPass()(tidied)
     common.RemoveUnusedNodesPass()(tidied)
-    return to_onnx(tidied)
+    return ir.to_proto(tidied)
 
 
 def use_native_fp8(model: ir.Model) -> None:

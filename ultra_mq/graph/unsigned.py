@@ -14,7 +14,7 @@ import numpy as np
 
 from ultra_mq.core import atomic_path
 from ultra_mq.graph.lint import constant_array
-from ultra_mq.graph.onnx_file import load_graph, to_onnx
+from ultra_mq.graph.onnx_file import load_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +54,7 @@ def make_unsigned(path: Path) -> int:
             node.replace_input_with(2, zeros[scale.shape])
         quantize.outputs[0].type = None  # it is no longer what the exporter noted
     with atomic_path(path) as temporary:
-        onnx.save(to_onnx(model), str(temporary))
+        onnx.save(ir.to_proto(model), str(temporary))
     return len(signed)
 
 

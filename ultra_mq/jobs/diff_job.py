@@ -21,13 +21,12 @@ from ultra_mq.report import (
     picture_legend,
     points,
     points_text,
+    share,
     write_classes,
     write_page,
 )
 from ultra_mq.runtimes import CpuRuntime
 from ultra_mq.session import Metric, Recipe
-
-PICTURES = 12
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,16 @@ def diff_files(
     task: str | None = None,
     runtime: CpuRuntime = "onnxruntime",
     trt_python: str | None = None,
-    pictures: int = PICTURES,
 ) -> Diff:
     """Compare two artefacts on the images of a recipe, and write what was found as a page that stands alone.
 
     Args:
         before: ONNX file or engine to compare with.
         after: ONNX file or engine under test.
-        recipe: Names the data, the folder and the device.
+        recipe: Names the data, the folder, the device and how many pictures are drawn.
         task: Task of files that do not say theirs.
         runtime: What runs ONNX files.
         trt_python: Python that has TensorRT.
-        pictures: Images to draw on which they part most.
 
     Raises:
         BackendError: One of them cannot be run, or they are of different tasks.
@@ -96,7 +93,8 @@ def diff_files(
     metrics: Sequence[Metric] = ("agreement",) if base.main is None else ("map", "agreement")
     both = {metric: bootstrap_classes(model, base, metric, data.names) for metric in metrics}
     folder = make_run_folder(recipe, base.task)
-    drawn = draw_gallery(model.predictions, base.predictions, data.evaluation.names, data.names, folder, pictures)
+    count = recipe.evaluation.pictures
+    drawn = draw_gallery(model.predictions, base.predictions, data.evaluation.names, data.names, folder, count)
     diff = Diff(
         folder,
         before,
@@ -132,7 +130,7 @@ def _write(diff: Diff, base: Accuracy, model: Accuracy, recipe: Recipe) -> None:
     ]
     tables = class_tables(diff)
     rows = [
-        (path.name, points(one.main), points(one.second), "-" if one.agreement is None else f"{one.agreement:.3f}")
+        (path.name, points(one.main), points(one.second), share(one.agreement))
         for path, one in ((diff.before, base), (diff.after, model))
     ]
     page = Page(

@@ -63,7 +63,6 @@ def evaluate_files(
     data: dict[Path, Data] = {}
     scanned: dict[str, Data] = {}
     errors = []
-    imgsz = _fixed_size(paths)
     for path in paths:
         try:
             exported, module = _read(path)
@@ -73,7 +72,7 @@ def evaluate_files(
                     f"Validate it with Ultralytics: RTDETR('{path}').val(data=...)."
                 )
             if module is not None:
-                exported = replace(exported, imgsz=imgsz)
+                exported = replace(exported, imgsz=_fixed_size(paths))
             kind = repr(replace(exported, path=Path(), batch=1))
             if kind not in scanned:
                 scanned[kind] = data_of(exported, recipe, task)

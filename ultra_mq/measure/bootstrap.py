@@ -18,7 +18,7 @@ import numpy as np
 from ultra_mq.core import track
 from ultra_mq.measure.accuracy import Accuracy, points_lost
 from ultra_mq.measure.predictions import Predictions, require_same_images
-from ultra_mq.measure.scored import Scored, against_itself, against_labels, against_model
+from ultra_mq.measure.scored import Scored, against_model, score_both
 
 DRAWS = 500
 
@@ -133,30 +133,30 @@ def describe_loss(loss: Drop, limit: float, confidence: float | None = None) -> 
     return f"{text}: whether it holds {limit:g} points cannot be told, {100 * sure:.0f} % sure that it does{more}."
 
 
-def bootstrap_metric(predictions: Predictions, reference: Predictions, seed: int = 0, draws: int = DRAWS) -> Drop:
-    """Points of the task's main metric that are lost from a reference, with their interval.
+def bootstrap_predictions(
+    predictions: Predictions,
+    reference: Predictions,
+    metric: Literal["map", "agreement"],
+    names: Mapping[int, str] | None = None,
+    draws: int = DRAWS,
+) -> tuple[Drop, tuple[ClassLoss, ...]]:
+    """Points that are lost from a reference, whole and by class, with their intervals.
 
-    That is mAP50-95 by Ultralytics' rule, of boxes, masks, keypoints or rotated boxes, and top-1 of classifiers.
+    The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect detector.
 
     Args:
-        predictions: Of the model under test, with labels.
-        reference: Of the float model on the same images, with labels.
-        seed: Seed of the draws.
+        predictions: Of the model under test.
+        reference: Of the float model on the same images.
+        metric: ``map``: the task's main metric by Ultralytics' rule, mAP50-95 of boxes, masks, keypoints or rotated
+            boxes, and top-1 of classifiers, which needs labels; or ``agreement`` with the reference.
+        names: Class index to name.
         draws: Number of draws.
 
     Raises:
         EvaluationError: The two saw different images.
     """
     require_same_images(predictions, reference)
-    return _resample(against_labels(predictions), against_labels(reference), seed, draws)[0]
-
-
-def bootstrap_agreement(predictions: Predictions, reference: Predictions, seed: int = 0, draws: int = DRAWS) -> Drop:
-    """Points of agreement with the reference that are lost, with their interval; see ``bootstrap_metric``.
-
-    The reference agrees with itself, at the 0.995 that Ultralytics' rule for the curve gives a perfect detector.
-    """
-    return _resample(against_model(predictions, reference), against_itself(reference), seed, draws)[0]
+    return _resample(*score_both(predictions, reference, metric), 0, draws, names)
 
 
 def bootstrap_loss(
@@ -192,14 +192,7 @@ def bootstrap_classes(
     Returns:
         The loss, and those of the classes that have labels, the largest first.
     """
-    found, base = model.predictions, reference.predictions
-    require_same_images(found, base)
-    pair = (
-        (against_labels(found), against_labels(base))
-        if metric == "map"
-        else (against_model(found, base), against_itself(base))
-    )
-    loss, classes = _resample(*pair, 0, draws, names)
+    loss, classes = bootstrap_predictions(model.predictions, reference.predictions, metric, names, draws)
     points = points_lost(model, reference, metric)
     # Ultralytics' rule for the curve and pycocotools' differ by a constant; the draws have the former's.
     off = points - loss.points

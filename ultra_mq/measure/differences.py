@@ -172,29 +172,24 @@ def _join_moved(
 
     lost = [one for one in differences if one.kind == "lost"]
     gained = [one for one in differences if one.kind == "gained"]
+    if not lost or not gained:
+        return sorted(differences, key=lambda one: -one.weight)
+    overlaps = box_iou(
+        _corners(reference, [one.before for one in lost if one.before is not None]),
+        _corners(model, [one.after for one in gained if one.after is not None]),
+    ).numpy()
     joined: list[Difference] = []
-    if lost and gained:
-        boxes = [_corners(side, rows) for side, rows in (
-            (reference, [one.before for one in lost if one.before is not None]),
-            (model, [one.after for one in gained if one.after is not None]),
-        )]  # fmt: skip
-        overlaps = box_iou(*boxes).numpy()
-        for row, column in sorted(np.argwhere(overlaps >= NEAR).tolist(), key=lambda pair: -overlaps[tuple(pair)]):
-            one, other = lost[row], gained[column]
-            assert one.before is not None
-            assert other.after is not None
-            known = {index for pair in joined for index in (("before", pair.before), ("after", pair.after))}
-            free = ("before", one.before) not in known and ("after", other.after) not in known
-            if free and reference.classes[one.before] == model.classes[other.after]:
-                likeness = float(alike[before.index(one.before), after.index(other.after)])
-                joined.append(Difference("moved", _moved(reference, one.before, likeness), one.before, other.after))
-    gone = {one.before for one in joined}, {one.after for one in joined}
-    kept = [
-        one
-        for one in differences
-        if not (one.kind == "lost" and one.before in gone[0]) and not (one.kind == "gained" and one.after in gone[1])
-    ]
-    return sorted([*kept, *joined], key=lambda one: -one.weight)
+    gone: list[Difference] = []
+    for row, column in sorted(np.argwhere(overlaps >= NEAR).tolist(), key=lambda pair: -overlaps[tuple(pair)]):
+        one, other = lost[row], gained[column]
+        assert one.before is not None
+        assert other.after is not None
+        if one in gone or other in gone or reference.classes[one.before] != model.classes[other.after]:
+            continue
+        likeness = float(alike[before.index(one.before), after.index(other.after)])
+        joined.append(Difference("moved", _moved(reference, one.before, likeness), one.before, other.after))
+        gone += [one, other]
+    return sorted([*(one for one in differences if one not in gone), *joined], key=lambda one: -one.weight)
 
 
 def _moved(reference: Detections, index: int, likeness: float) -> float:

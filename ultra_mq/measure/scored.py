@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -126,3 +126,12 @@ def against_model(found: Predictions, reference: Predictions) -> Scored:
 def against_itself(reference: Predictions) -> Scored:
     """The float model scored by its own predictions."""
     return Perfect(against_model(reference, reference))
+
+
+def score_both(
+    found: Predictions, reference: Predictions, metric: Literal["map", "agreement"]
+) -> tuple[Scored, Scored]:
+    """A model and the float one, scored by the labels of the data, or by what the float one says."""
+    if metric == "map":
+        return against_labels(found), against_labels(reference)
+    return against_model(found, reference), against_itself(reference)

@@ -24,7 +24,7 @@ from ultra_mq.plan.prices import Prices, weight_prices
 from ultra_mq.plan.revision import check_plan, repair_plan, settle_plan
 from ultra_mq.plan.scores import LossName, ScoreMethod, Sensitivity
 from ultra_mq.plan.solve import Choices, Measure, make_choices, solve_choice, solve_plan
-from ultra_mq.plan.structure import probe_choices, structural_choices
+from ultra_mq.plan.structure import probe_choices, stage_of, structural_choices
 
 __all__ = [
     "BITS_MODELS",
@@ -58,6 +58,7 @@ __all__ = [
     "settle_plan",
     "solve_choice",
     "solve_plan",
+    "stage_of",
     "structural_choices",
     "uniform_plan",
     "weight_prices",

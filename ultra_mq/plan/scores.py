@@ -38,6 +38,11 @@ class Sensitivity:
     scores: dict[str, dict[str, float]]
     method: ScoreMethod = "gradient"
 
+    @property
+    def worst(self) -> dict[str, float]:
+        """Layer name to its largest score; 0 where no format has kernels for it."""
+        return {layer: max(by_format.values(), default=0.0) for layer, by_format in self.scores.items()}
+
 
 def check_scores(scores: dict[str, dict[str, float]], message: str) -> None:
     """Refuse scores that no plan could be made from.

@@ -6,7 +6,7 @@ float network's on letterboxed calibration images. The rounding of the forward p
 straight-through estimator stands in for it (Bengio et al. 2013), and for ranges that of learned step sizes (Esser et
 al. 2020, "Learned Step Size Quantization").
 
-Experimental: it gained 0.7 points of agreement on YOLO11n at 8 bits (``docs/results/recovery.md``).
+Experimental: in short trainings it gained no more than chance on YOLO11n at 8 bits (``docs/results/recovery.md``).
 Training proper, with labels and augmentation, is ``ultra_mq.QAT``.
 """
 

@@ -9,8 +9,8 @@ from ultra_mq.report.gate import check_report, gate_summary
 from ultra_mq.report.layer_table import LAYER_CONSOLE_COLUMNS, make_layer_table, table_cells, write_layer_table
 from ultra_mq.report.page import ClassTable, Page, write_page
 from ultra_mq.report.recommendation import recommend, variant_of_interest
-from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA, Report, VariantResult
-from ultra_mq.report.tables import console_table, points, points_text
+from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, Report, VariantResult, load_variants
+from ultra_mq.report.tables import console_table, points, points_text, share
 from ultra_mq.report.trackers import log_report
 from ultra_mq.report.write import write_classes, write_report
 
@@ -18,7 +18,6 @@ __all__ = [
     "ACCURACY",
     "ENGINE_FOLDER",
     "LAYER_CONSOLE_COLUMNS",
-    "SCHEMA",
     "ClassTable",
     "Page",
     "Picture",
@@ -28,12 +27,14 @@ __all__ = [
     "console_table",
     "draw_gallery",
     "gate_summary",
+    "load_variants",
     "log_report",
     "make_layer_table",
     "picture_legend",
     "points",
     "points_text",
     "recommend",
+    "share",
     "table_cells",
     "variant_of_interest",
     "write_classes",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ultra_mq.core import FLOAT
-from ultra_mq.plan import KEPT
+from ultra_mq.plan import KEPT, stage_of
 from ultra_mq.report.plots import COLOURS, OTHER
 from ultra_mq.report.recommendation import Recommendation
 from ultra_mq.report.results import VariantResult
@@ -106,13 +106,7 @@ def chart_layers(variants: Sequence[VariantResult], scores: Mapping[str, float])
         "encoding": {
             "x": {"field": "layer", "type": "nominal", "sort": None, "title": None, "axis": {"labelOverlap": True}},
             "y": {"field": "score", "type": "quantitative", "title": "score", "scale": {"type": "sqrt"}},
-            "color": {
-                "field": "as",
-                "type": "nominal",
-                "title": None,
-                "scale": {"domain": names, "range": [_colour(name) for name in names]},
-                "legend": {"orient": "top", "columns": 2},
-            },
+            "color": _coloured("as", names, [_colour(name) for name in names], columns=2),
             "tooltip": [{"field": name} for name in ("layer", "as", "why", "score")]
             + ([{"field": "us", "title": "µs", "format": ".1f"}] if any("us" in row for row in rows) else []),
         },
@@ -145,13 +139,7 @@ def chart_kernels(variant: VariantResult) -> Spec | None:
         "encoding": {
             "y": {"field": "layer", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 180}},
             "x": {"field": "us", "type": "quantitative", "title": "µs a pass"},
-            "color": {
-                "field": "type",
-                "type": "nominal",
-                "title": None,
-                "scale": {"domain": domain, "range": colours},
-                "legend": {"orient": "top"},
-            },
+            "color": _coloured("type", domain, colours),
             "tooltip": [
                 {"field": "layer"},
                 {"field": "kind"},
@@ -191,13 +179,7 @@ def _scatter(rows: list[dict[str, Any]], x: str, x_title: str, y_title: str, *, 
                 "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1, "cursor": "pointer"},
                 "encoding": {
                     "y": {"field": "lost", "type": "quantitative"},
-                    "color": {
-                        "field": "kind",
-                        "type": "nominal",
-                        "title": None,
-                        "scale": {"domain": kinds, "range": [palette.get(kind, COLOURS[FLOAT]) for kind in kinds]},
-                        "legend": {"orient": "top"},
-                    },
+                    "color": _coloured("kind", kinds, [palette.get(kind, COLOURS[FLOAT]) for kind in kinds]),
                     "tooltip": [
                         {"field": name},
                         {"field": x, "format": ".4~g", "title": x_title},
@@ -219,6 +201,12 @@ def _base(values: list[dict[str, Any]]) -> Spec:
     return {"$schema": SCHEMA, "width": "container", "data": {"values": values}}
 
 
+def _coloured(field: str, domain: Sequence[str], colours: Sequence[str], **legend: Any) -> Spec:
+    """Marks coloured by a field, with the legend above them."""
+    scale = {"domain": domain, "range": colours}
+    return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": {"orient": "top", **legend}}
+
+
 def _layer_rows(variant: VariantResult, scores: Mapping[str, float]) -> list[dict[str, Any]]:
     """Layers of the plan that were scored, in the order of the forward pass."""
     executed = variant.engine.layer_types if variant.engine else {}
@@ -230,7 +218,7 @@ def _layer_rows(variant: VariantResult, scores: Mapping[str, float]) -> list[dic
             continue
         row: dict[str, Any] = {
             "layer": layer.name.removesuffix(".conv"),
-            "block": ".".join(layer.name.split(".")[:2]),
+            "block": stage_of(layer.name),
             "score": scores[layer.name],
             "why": layer.why,
             "as": layer.format + (f", runs {executed[layer.name]}" if layer.name in executed else ""),

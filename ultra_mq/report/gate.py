@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter
 
 from ultra_mq.core import ReportError
 from ultra_mq.measure import DRAWS, TASK_METRICS, Accuracy, ClassLoss, bootstrap_loss, compare, load_accuracy
-from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, SCHEMA
+from ultra_mq.report.results import ACCURACY, ENGINE_FOLDER, load_variants
 from ultra_mq.session import Metric, choose_metric
 
 Verdict = Literal["pass", "noise", "fail"]
@@ -83,15 +82,17 @@ def check_report(
     Raises:
         ReportError: The file is not a report, or does not hold what is to be checked.
     """
-    document = _read(results)
-    found = _find_variant(document, results, variant)
-    name = str(found["name"])
+    variants = _read(results)
+    name = variant or list(variants)[-1]
+    if name not in variants:
+        raise ReportError(f"'{results}' has no variant '{name}'. It has {', '.join(variants)}.")
+    found = variants[name]
     engine = bool(found.get("engine_accuracy"))
     checks = []
     if max_drop is not None:
         folder = results.parent / ACCURACY
         accuracy = load_accuracy(folder / name / ENGINE_FOLDER if engine else folder / name)
-        reference = load_accuracy(folder / str(document["variants"][0]["name"]))
+        reference = load_accuracy(folder / next(iter(variants)))
         checks.append(_check_drop(accuracy, reference, max_drop, metric, confidence))
     if max_drop_per_class is not None:
         checks.append(_check_classes(found, results, max_drop_per_class, metric))
@@ -155,20 +156,10 @@ def _check_classes(found: dict[str, Any], results: Path, limit: float, metric: M
     return LimitCheck(what, loss.points, loss.low, loss.high, limit, verdict)
 
 
-def _read(results: Path) -> dict[str, Any]:
+def _read(results: Path) -> dict[str, dict[str, Any]]:
     try:
-        document = json.loads(results.read_text())
-        if document["schema"] != SCHEMA or not document["variants"]:
-            raise ValueError(f"its schema is {document['schema']}, this version reads {SCHEMA}")
+        return load_variants(results)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReportError(
             f"'{results}' cannot be read: {error}. Pass the results.json of a run folder of this version."
         ) from error
-    return dict(document)
-
-
-def _find_variant(document: dict[str, Any], results: Path, name: str | None) -> dict[str, Any]:
-    names = [str(variant["name"]) for variant in document["variants"]]
-    if name is not None and name not in names:
-        raise ReportError(f"'{results}' has no variant '{name}'. It has {', '.join(names)}.")
-    return dict(document["variants"][names.index(name) if name else -1])

@@ -16,6 +16,7 @@ import jinja2
 from ultra_mq.core import write_text
 from ultra_mq.measure import FEW_HOLDERS, ClassLoss
 from ultra_mq.report.gallery import Picture
+from ultra_mq.report.tables import points
 
 
 @dataclass(frozen=True)
@@ -120,24 +121,35 @@ def write_page(page: Page, folder: Path, name: str) -> Path:
         folder: Folder that the pictures are below.
         name: Name of the file.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ultra_mq.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     embedded = {one.file: base64.b64encode((folder / one.file).read_bytes()).decode() for one in page.pictures}
-    text = environment.get_template("page.html.j2").render(
-        page=page,
-        embedded=embedded,
-        vega=_vega() if page.charts else "",
-        # A closing tag inside of a name must not end the script that it stands in.
-        specs=json.dumps({chart.name: chart.spec for chart in page.charts}).replace("<", "\\u003c"),
+    text = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            page=page,
+            embedded=embedded,
+            vega=_vega() if page.charts else "",
+            # A closing tag inside of a name must not end the script that it stands in.
+            specs=json.dumps({chart.name: chart.spec for chart in page.charts}).replace("<", "\\u003c"),
+        )
     )
     path = folder / name
     write_text(path, text)
     return path
+
+
+@functools.cache
+def templates() -> jinja2.Environment:
+    """The templates of reports; values are escaped in HTML and not in Markdown."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ultra_mq.report"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(points=points)
+    return environment
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ ACCURACY = "accuracy"
 
 ENGINE_FOLDER = "engine"
 """Folder below a variant's with the detections of its engine."""
+
+
+def load_variants(results: Path) -> dict[str, dict[str, Any]]:
+    """Variants of a results.json by name, the reference first.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: It is not there, not one, or of another version.
+    """
+    document = json.loads(results.read_text())
+    if document["schema"] != SCHEMA or not document["variants"]:
+        raise ValueError(f"its schema is {document['schema']}, this version reads {SCHEMA}")
+    return {str(entry["name"]): entry for entry in document["variants"]}
 
 
 @dataclass(frozen=True)

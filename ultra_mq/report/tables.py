@@ -40,11 +40,11 @@ def result_row(report: Report, variant: VariantResult) -> tuple[str, ...]:
     return (
         variant.name,
         f"{plan.bits:.2f}" if plan else "32" if variant is report.reference else "-",
-        f"{len(plan.quantized)} of {len(_counted(plan))}" if plan else "-",
+        _quantized_text(plan) if plan else "-",
         points(accuracy.main),
         change or "-",
         points(accuracy.second),
-        f"{accuracy.agreement:.3f}" if accuracy.agreement is not None else "-",
+        share(accuracy.agreement),
         f"{variant.size_bytes / 1e6:.1f}",
         milliseconds(variant.latency.p50_ms) if variant.latency else "-",
         speedup(variant.latency),
@@ -68,14 +68,14 @@ def headline(report: Report, variant: VariantResult) -> str:
         where = "on the GPU" if variant.engine_latency else "on this CPU"
         parts.append(f"runs at {latency.speedup:.2f} times{words} the speed of {against} {where}")
     if variant.plan:
-        parts.append(f"has {len(variant.plan.quantized)} of {len(_counted(variant.plan))} layers quantized")
+        parts.append(f"has {_quantized_text(variant.plan)} layers quantized")
     *first, last = parts or ["was made"]
     return f"{variant.name} {', '.join(first)}{' and ' if first else ''}{last}."
 
 
-def _counted(plan: PrecisionPlan) -> list[str]:
-    """Layers that a plan may quantize."""
-    return [layer.name for layer in plan.layers if layer.why not in KEPT]
+def _quantized_text(plan: PrecisionPlan) -> str:
+    """Quantized layers, of those that a plan may quantize."""
+    return f"{len(plan.quantized)} of {sum(layer.why not in KEPT for layer in plan.layers)}"
 
 
 def verdict(report: Report, variant: VariantResult) -> str:
@@ -199,8 +199,8 @@ def engine_row(variant: VariantResult) -> tuple[str, ...]:
         f"{engine.runtime_name}, {engine.device}",
         points(accuracy.main if accuracy else None),
         change or "-",
-        _share(variant.engine_agreement),
-        _share(accuracy.agreement if accuracy else None),
+        share(variant.engine_agreement),
+        share(accuracy.agreement if accuracy else None),
         f"{latency.p50_ms:.4f}" if latency else "-",
         f"{latency.p99_ms:.4f}" if latency else "-",
         speedup(latency),
@@ -234,7 +234,8 @@ def _slow_engine(report: Report, variant: VariantResult) -> str:
     )
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A figure in [0, 1], three decimals; a dash where it was not measured."""
     return "-" if value is None else f"{value:.3f}"
 
 

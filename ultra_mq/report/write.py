@@ -7,13 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jinja2
-
 from ultra_mq.core import atomic_path, csv_text, write_text
 from ultra_mq.plan import KEPT, PrecisionPlan
 from ultra_mq.report import charts, plots
 from ultra_mq.report.gallery import picture_legend
-from ultra_mq.report.page import ChartSection, ClassTable, Page, write_page
+from ultra_mq.report.page import ChartSection, ClassTable, Page, templates, write_page
 from ultra_mq.report.recommendation import Recommendation, recommend, variant_of_interest
 from ultra_mq.report.results import Report, VariantResult
 from ultra_mq.report.tables import (
@@ -23,7 +21,6 @@ from ultra_mq.report.tables import (
     engine_row,
     headline,
     loss_rows,
-    points,
     result_columns,
     result_row,
     search_rows,
@@ -47,13 +44,6 @@ def write_report(report: Report) -> None:
     write_text(folder / "results.csv", csv_text(result_columns(report), rows))
     layer_columns = ("layer", "INT8 score", *_layer_headings(report))
     write_text(folder / "sensitivity.csv", csv_text(("layer", "score", *layer_columns[2:]), layers))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ultra_mq.report"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(points=points)
     choice = recommend(report)
     if choice:
         columns = ("name", "cost", "drop", "images_per_second", "device", "on_front")
@@ -81,10 +71,10 @@ def write_report(report: Report) -> None:
         classes=tables,
         searches=[(variant, search_rows(variant.search)) for variant in report.variants if variant.search],
     )
-    markdown = environment.get_template("report.md.j2")
+    markdown = templates().get_template("report.md.j2")
     write_text(folder / "report.md", markdown.render(**values, pictures=report.pictures))
     if any(variant.engine_accuracy for variant in report.variants):
-        template = environment.get_template("results.md.j2")
+        template = templates().get_template("results.md.j2")
         name = f"results-{Path(report.recipe.model).stem}-trt-{Path(report.recipe.data).stem}.md"
         shown = [image for image in drawn if image == PARETO]
         write_text(folder / name, template.render(**engines, losses=loss_rows(report), images=shown))
@@ -149,7 +139,7 @@ def _charts(report: Report, choice: Recommendation | None, shown: VariantResult 
             )
             yield ChartSection(f"search-{variant.name}", f"Search of {variant.name}", text, spec)
     if shown and report.sensitivity:
-        scores = {layer: max(by_format.values(), default=0.0) for layer, by_format in report.sensitivity.scores.items()}
+        scores = report.sensitivity.worst
         if spec := charts.chart_blocks(shown, scores):
             text = "Share of all that the network is sensitive to. Click a block to see its layers alone."
             yield ChartSection("blocks", "Sensitivity by block", text, spec, "layers")
@@ -171,7 +161,7 @@ def _draw(report: Report, planned: dict[str, PrecisionPlan], choice: Recommendat
         searched = [name for name, plan in planned.items() if any(layer.why == "searched" for layer in plan.layers)]
         mixed = [name for name in searched if 0 < len(planned[name].quantized) < len(report.sensitivity.scores)]
         name = next(iter((*mixed, *searched, *planned)))
-        scores = {layer: max(by_format.values(), default=0.0) for layer, by_format in report.sensitivity.scores.items()}
+        scores = report.sensitivity.worst
         with atomic_path(report.folder / "sensitivity.png") as temporary:
             plots.plot_sensitivity(scores, planned[name].quantized, name, temporary)
         images.append("sensitivity.png")
@@ -218,7 +208,6 @@ def _layer_rows(report: Report) -> list[tuple[str, ...]]:
                 kept.add(layer.name)
             if variant.engine:
                 row += [executed.get(layer.name, "-"), f"{1e3 * times[layer.name]:.1f}" if layer.name in times else "-"]
-    scores = report.sensitivity.scores if report.sensitivity else {}
-    worst = {name: max(by_format.values(), default=0.0) for name, by_format in scores.items()}
+    worst = report.sensitivity.worst if report.sensitivity else {}
     order = sorted(rows, key=lambda name: (name in kept, -worst.get(name, 0.0)))
     return [(name, f"{worst[name]:.4g}" if name in worst else "", *rows[name]) for name in order]

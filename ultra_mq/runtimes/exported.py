@@ -27,6 +27,7 @@ class Exported:
         stride: Largest stride in pixels.
         channels: Channels of an image.
         batch: Images in one pass; 1 where that is free.
+        settled: Whether it suppresses overlaps itself: end to end, or with NMS in the graph; a row an object then.
         decodes: Whether its outputs are boxes of queries, as those of RT-DETR, and not of anchors.
     """
 
@@ -38,6 +39,7 @@ class Exported:
     channels: int
     batch: int
     decodes: bool = False
+    settled: bool = False
 
 
 def read_exported(path: Path) -> Exported:
@@ -64,7 +66,7 @@ def read_exported(path: Path) -> Exported:
     outputs = _output_shapes(graph) if graph is not None else []
     batch, channels, height, width = shape
     names = metadata.get("names")
-    settled = str(metadata.get("end2end", False)) == "True" or (metadata.get("args") or {}).get("nms")
+    settled = str(metadata.get("end2end", False)) == "True" or bool((metadata.get("args") or {}).get("nms"))
     return Exported(
         path=path,
         # Mask prototypes beside the anchors are those of a segmentation head, whatever the metadata says.
@@ -75,6 +77,7 @@ def read_exported(path: Path) -> Exported:
         channels=int(channels),
         batch=int(batch),
         decodes=bool(outputs) and not settled and isinstance(names, dict) and _has_queries(outputs[0], len(names)),
+        settled=settled,
     )
 
 

@@ -106,8 +106,7 @@ def _spend_accuracy(verifier: Verifier, max_drop: float) -> list[str]:
         if any(step.plan.quantized == known.plan.quantized for known in verifier.steps.values()):
             break
         step = verifier.evaluate(step)
-        assert step.drop is not None
-        if step.drop <= max_drop and not step.broken_classes:
+        if step.keeps(max_drop):
             best = step
         else:
             worst = step
@@ -156,10 +155,7 @@ def _finalists(verifier: Verifier) -> list[Step]:
     holding = [
         step
         for step in verifier.steps.values()
-        if step.drop is not None
-        and step.drop <= limit
-        and not step.broken_classes
-        and step.name not in {known.name for known in uniform}
+        if step.keeps(limit) and step.name not in {known.name for known in uniform}
     ]
     fastest = sorted(holding, key=lambda step: (verifier.comparable_ms(step), step.cost))
     return [*uniform, *fastest[:FINALISTS]]

@@ -64,6 +64,10 @@ class Step:
     speedup: float | None = None
     speedup_interval: tuple[float, float] | None = None
 
+    def keeps(self, limit: float) -> bool:
+        """Whether it loses no more than a limit by the estimate, and no class more than one may."""
+        return self.drop is not None and self.drop <= limit and not self.broken_classes
+
 
 @dataclass
 class Verifier:
@@ -197,11 +201,11 @@ class Verifier:
     def keeps_loss(self, step: Step) -> bool:
         """Whether a step loses no more than allowed: by the estimate, or as surely as the variant asks for."""
         limit, confidence = self.variant.max_drop, self.variant.confidence
-        if limit is None or step.drop is None or step.broken_classes:
+        if limit is None:
             return False
         if confidence is None or step.loss is None:
-            return step.drop <= limit
-        return step.loss.judge(limit, confidence) == "holds"
+            return step.keeps(limit)
+        return not step.broken_classes and step.loss.judge(limit, confidence) == "holds"
 
     def _keep(self, step: Step) -> Step:
         self.steps[step.name] = step

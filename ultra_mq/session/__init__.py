@@ -19,7 +19,7 @@ from ultra_mq.session.recipe import (
     make_recipe,
     save_recipe,
 )
-from ultra_mq.session.recipe_sections import Criteria, EngineSettings, Metric, choose_metric
+from ultra_mq.session.recipe_sections import Criteria, EngineSettings, EvaluationSettings, Metric, choose_metric
 from ultra_mq.session.session import Session, open_session, with_recipe
 from ultra_mq.session.stages import (
     calibrate_layers,
@@ -42,6 +42,7 @@ __all__ = [
     "Artefacts",
     "Criteria",
     "EngineSettings",
+    "EvaluationSettings",
     "Forecast",
     "Metric",
     "Recipe",
