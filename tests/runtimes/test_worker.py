@@ -102,7 +102,7 @@ def test_a_hung_worker_is_ended(stand_in, qdq):
 
 def test_the_segment_has_no_name_once_it_is_open(worker, qdq):
     segment = Segment(worker, qdq.path, 0, 30)
-    assert not list(Path("/dev/shm").glob("ultra-mq-*"))
+    assert not list(Path("/dev/shm").glob(f"ultra-mq-{os.getpid()}-*"))
     with pytest.raises(BackendError, match="takes at most"):
         segment.array("images", (2, 3, 640, 640))
 
