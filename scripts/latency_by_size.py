@@ -17,12 +17,14 @@ from ultralytics import YOLO
 from ultra_mq.core import FLOAT, write_text
 from ultra_mq.measure import Bench
 from ultra_mq.plan import PrecisionPlan, make_plan, structural_choices, uniform_plan
+from ultra_mq.runtimes import keep_builders
 from ultra_mq.session import Artefacts, Session, make_recipe, open_session, prices_of, time_artefacts
 
 SETTINGS = ["calibration.images=4", "calibration.method=max", "calibration.bias_correction=0", "name=sizes"]
 MIXED = "float to model.2"
 
 
+@keep_builders()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value")

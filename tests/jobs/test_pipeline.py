@@ -15,7 +15,7 @@ from ultra_mq.core.errors import BackendError, DataError, ParityError, PlanError
 from ultra_mq.graph.lint import Fault
 from ultra_mq.jobs import engine_results, pipeline
 from ultra_mq.jobs.pipeline import run_recipe
-from ultra_mq.measure.parity import Parting
+from ultra_mq.measure.layer_parity import Parting
 from ultra_mq.plan.precision_plan import load_plan
 from ultra_mq.report.results import VariantResult
 from ultra_mq.session import artefacts, stages

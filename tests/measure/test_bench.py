@@ -128,9 +128,9 @@ def test_a_noisy_run_is_flagged(monkeypatch):
     assert reason.startswith("the rounds of a differ by")
     state = GpuState("H200", "580", 1980, 1980, 40, 0, (1,))
     ours = dataclasses.replace(state, processes=(os.getpid(),))
-    assert _noise({}, {}, ours, ours) == ()
+    assert _noise({}, ours, ours) == ()
     slow = dataclasses.replace(ours, sm_clock_mhz=1500)
-    assert _noise({}, {}, state, slow) == (
+    assert _noise({}, state, slow) == (
         "1 other processes hold memory on the GPU (1)", "the GPU ended at 1500 of 1980 MHz",
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from ultra_mq.measure.accuracy import Accuracy, compare
 from ultra_mq.measure.bootstrap import bootstrap_classes, find_broken_classes
 from ultra_mq.measure.predictions import Classifications, Detections
-from ultra_mq.measure.scored import ScoredClasses
+from ultra_mq.measure.scored import ScoredClasses, average_precisions
 
 IMAGES = tuple(f"{number}.jpg" for number in range(40))
 CLASSES = np.arange(40) % 4
@@ -99,3 +99,17 @@ def test_a_classifier_by_class():
     loss, classes = bootstrap_classes(made(worse), made(said), "map", {0: "cat", 1: "dog"})
     assert loss.points == pytest.approx(40)
     assert {one.name: one.loss.points for one in classes} == pytest.approx({"cat": 40, "dog": 40})
+
+
+def test_the_curve_is_read_as_ultralytics_reads_it():
+    from ultralytics.utils.metrics import compute_ap
+
+    generator = np.random.default_rng(0)
+    for number in range(1, 60):
+        labels = int(generator.integers(1, 40))
+        hits = generator.random((number, 10)) < generator.random(10)
+        hits &= hits.cumsum(0) <= labels
+        true = hits.cumsum(0)
+        recall, precision = true / labels, true / np.arange(1, number + 1)[:, None]
+        wanted = [compute_ap(recall[:, i], precision[:, i])[0] for i in range(10)]
+        assert average_precisions(recall, precision) == pytest.approx(wanted, abs=1e-14)

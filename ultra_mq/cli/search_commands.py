@@ -168,13 +168,15 @@ def pareto(
 
     from ultra_mq.jobs import run_recipe
     from ultra_mq.report import console_table, recommend
+    from ultra_mq.runtimes import keep_builders
     from ultra_mq.search import front_plans, front_recipe
     from ultra_mq.session import make_recipe, open_session
 
     recipe = make_recipe({"model": weights, "name": "pareto", **settings}, list(overrides))
     session = open_session(recipe)
-    plans = front_plans(session, points)
-    report = run_recipe(front_recipe(session.recipe, plans, max_drop, metric), plans=plans)
+    with keep_builders():
+        plans = front_plans(session, points)
+        report = run_recipe(front_recipe(session.recipe, plans, max_drop, metric), plans=plans)
     choice = recommend(report)
     if as_json:
         found = asdict(choice) if choice else None

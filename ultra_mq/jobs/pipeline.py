@@ -26,7 +26,7 @@ from ultra_mq.report import (
     variant_of_interest,
     write_report,
 )
-from ultra_mq.runtimes import CpuRuntime, open_file
+from ultra_mq.runtimes import CpuRuntime, keep_builders, open_file
 from ultra_mq.search import search
 from ultra_mq.session import (
     Artefacts,
@@ -56,6 +56,7 @@ TENSORRT_HINT = (
 )
 
 
+@keep_builders()
 def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, PrecisionPlan] | None = None) -> Report:
     """Carry out a recipe from weights to report.
 
@@ -78,9 +79,8 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
     if recipe.runtime != "auto":
         _ = session.target  # a runtime that is not there is said before work starts
     runtime, not_built = find_engine_runtime(session)
-    stages = expect_stages(
-        recipe, len(session.data.evaluation.images), len(session.model.quantizable), runtime.target if runtime else None
-    )
+    target = runtime.target if runtime else None
+    stages = expect_stages(recipe, len(session.data.evaluation.images), len(session.model.quantizable), target)
     session.forecast = Forecast(stages) if stages else None
     folder = make_run_folder(recipe, session.model.task)
     save_recipe(recipe, folder / "recipe.yaml")
@@ -88,7 +88,7 @@ def run_recipe(recipe: Recipe, cache: Cache | None = None, plans: Mapping[str, P
     for variant in recipe.variants:
         result, artefacts = _variant(session, folder, variant, results[0].accuracy, settled.get(variant.name))
         results.append(add_engine(session, folder, result, artefacts, results[0].accuracy, runtime))
-    if not session.unsigned and (runtime is None or runtime.target == "rtx"):
+    if not session.unsigned and target != "tensorrt":
         not_built.append(TENSORRT_HINT.format(onnx=shlex.quote(str(folder / results[-1].onnx))))
     results = _time_on_cpu(session, folder, results)
     results, engine_bench = time_engines(session, results, runtime)

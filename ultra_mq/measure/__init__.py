@@ -22,7 +22,8 @@ from ultra_mq.measure.bootstrap import (
 )
 from ultra_mq.measure.differences import ImageDifferences, find_differences, sample_evenly
 from ultra_mq.measure.evaluation import evaluate
-from ultra_mq.measure.parity import Parity, Parting, check_parity, compare_layers
+from ultra_mq.measure.layer_parity import Parting, compare_layers
+from ultra_mq.measure.parity import Parity, check_parity
 from ultra_mq.measure.predictions import Classifications, Detections, Predictions
 from ultra_mq.measure.tasks import TASK_METRICS, TaskMetrics
 

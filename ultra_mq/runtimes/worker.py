@@ -92,6 +92,7 @@ class Worker:
         self.interpreter = interpreter
         # Appending: the worker writes at the end of the file wherever we have just read.
         self._log = tempfile.TemporaryFile("a+b", prefix="ultra-mq-trt-")  # noqa: SIM115
+        self._log_begin = 0
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         command = interpreter.command
         try:
@@ -130,6 +131,7 @@ class Worker:
             WorkerError: TensorRT refused, or the worker died or hung.
         """
         line = json.dumps({"command": command, **request}).encode() + b"\n"
+        self._log_begin = self._log.seek(0, os.SEEK_END)
         stdin = self._process.stdin
         assert stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a dead worker is found by _wait, with its log
@@ -137,13 +139,17 @@ class Worker:
             stdin.flush()
         return self._wait(command, timeout_s, on_progress)
 
-    def close(self) -> None:
-        """End the worker and everything it started."""
+    def kill(self) -> None:
+        """End the worker and everything it started; whoever waits for an answer is told that it died."""
         if self._process.poll() is None:
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
-            self._process.wait()
+
+    def close(self) -> None:
+        """End the worker, and keep nothing of it."""
+        self.kill()
+        self._process.wait()
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -162,9 +168,14 @@ class Worker:
         """Process number of the worker."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
     def read_log(self) -> str:
-        """Everything the worker has written so far."""
-        self._log.seek(0)
+        """Everything the worker has written since the last command began."""
+        self._log.seek(self._log_begin)
         return self._log.read().decode(errors="replace")
 
     def _read(self) -> None:

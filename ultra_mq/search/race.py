@@ -32,6 +32,9 @@ LEAST_DEVIATION = 0.15
 HOPELESS = 0.1
 """Probability to keep to the loss, by the graph on ONNX Runtime, below which no engine is built."""
 
+LOOK_SECONDS = 60.0
+"""What a look at a graph on ONNX Runtime takes, about; where engines build faster, they are built without one."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -173,7 +176,7 @@ def _is_built(verifier: Verifier, step: Step) -> bool:
 
 def _is_hopeless(verifier: Verifier, step: Step, max_drop: float) -> bool:
     """Whether the graph loses so much on ONNX Runtime that building its engine is a waste of minutes."""
-    if verifier.target.engine is None:
+    if verifier.last_build_seconds() < LOOK_SECONDS:
         return False
     loss = verifier.loss_of_graph(step)
     return loss.sure_within(max_drop) < HOPELESS

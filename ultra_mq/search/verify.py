@@ -132,6 +132,13 @@ class Verifier:
         """Points that a plan loses on ONNX Runtime, where no engine has to be built for it."""
         return self._measure_loss(step, host_target(self.session.recipe))[1]
 
+    def last_build_seconds(self) -> float:
+        """What building the last engine took, which tells what the next one will; 0 where nothing is built."""
+        timed = [step for step in self.steps.values() if step.latency_ms is not None]
+        if self.target.engine is None or not timed:
+            return 0.0
+        return Artefacts(self.session, timed[-1].plan).described_engine(self.target.engine).build_seconds
+
     def comparable_ms(self, step: Step) -> float:
         """Latency of a step in the milliseconds of the float model that all predictions are in; infinite if unknown."""
         latency = self.choices.learnt_latency()

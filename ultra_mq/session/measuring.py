@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ultra_mq.core import BackendError, logger, sha256_of
+from ultra_mq.core import BackendError, sha256_of
 from ultra_mq.measure import Accuracy, Bench, evaluate, load_accuracy, save_accuracy, time_in_turns
 from ultra_mq.prepare import gpu_index
-from ultra_mq.runtimes import Backend, CpuRuntime, Runtime, TensorRt, open_file
+from ultra_mq.runtimes import Backend, CpuRuntime, Runtime, TensorRt, open_file, stop_builders
 from ultra_mq.session.recipe import Recipe
 from ultra_mq.session.session import Session
 from ultra_mq.session.target import Target
@@ -44,18 +44,19 @@ def evaluate_file(session: Session, path: Path, label: str, target: Target) -> A
     return load_accuracy(session.cache.folder("accuracy", depends_on, make))
 
 
-def build_engines(session: Session, artefacts: Iterable[Artefacts], runtime: Runtime) -> None:
-    """Build engines side by side, one on each GPU of ``engine.build_on``; what fails there fails again when asked for.
+def build_engines(session: Session, artefacts: Mapping[str, Artefacts], runtime: Runtime) -> dict[str, str]:
+    """Build engines while torch makes the next graphs, side by side on the GPUs of ``engine.build_on``.
 
     Args:
         session: The run.
-        artefacts: What to build the engines of.
+        artefacts: Name to what an engine is built of.
         runtime: What to build with.
+
+    Returns:
+        Name to error of those that cannot be built.
     """
-    devices = session.recipe.engine.build_on
-    if devices is None or runtime.target != "tensorrt":
-        return
-    free: queue.Queue[int] = queue.Queue()
+    devices = session.recipe.engine.build_on or (None,)
+    free: queue.Queue[int | None] = queue.Queue()
     for device in devices:
         free.put(device)
 
@@ -63,19 +64,27 @@ def build_engines(session: Session, artefacts: Iterable[Artefacts], runtime: Run
         device = free.get()
         try:
             made.build(runtime, number, device)
-        except BackendError as error:
-            logger.debug("%s", error)
         finally:
             free.put(device)
 
-    waiting = []
+    builds: list[tuple[str, Future[None]]] = []
+    errors: dict[str, str] = {}
     with ThreadPoolExecutor(len(devices)) as pool:
-        for made in artefacts:
-            # Torch makes the graphs, one after another; builders need no more than them.
-            _ = made.graph, made.fp16 if runtime.strongly_typed else None
-            waiting += [pool.submit(build, made, number) for number in range(made.tries(runtime))]
-        for one in waiting:
-            one.result()
+        try:
+            for name, made in artefacts.items():
+                # Torch makes the graphs, one after another; builders need no more than them.
+                _ = made.graph, made.fp16 if runtime.strongly_typed else None
+                builds += [(name, pool.submit(build, made, number)) for number in range(made.tries(runtime))]
+            for name, one in builds:
+                try:
+                    one.result()
+                except BackendError as error:  # noqa: PERF203
+                    errors[name] = str(error)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_builders()
+            raise
+    return errors
 
 
 def time_tries(engines: Sequence[Path], recipe: Recipe) -> list[float]:
@@ -95,17 +104,17 @@ def time_artefacts(session: Session, artefacts: Mapping[str, Artefacts], target:
     """Time models side by side on the target, the first one as the reference; what cannot be opened is left out."""
     settings = session.recipe.bench
     runs = settings.engine_runs if target.engine else settings.runs
-    broken: dict[str, str] = {}
-    if target.engine:
-        build_engines(session, artefacts.values(), target.engine)
+    broken = build_engines(session, artefacts, target.engine) if target.engine else {}
     with ExitStack() as stack:
         backends: dict[str, Backend] = {}
         for name, made in artefacts.items():
             try:
-                backends[name] = stack.enter_context(closing(made.open(target)))
+                if name not in broken:
+                    backends[name] = stack.enter_context(closing(made.open(target)))
             except BackendError as error:  # noqa: PERF203
-                session.warn(f"{name}: {error}")
                 broken[name] = str(error)
+        for name, words in broken.items():
+            session.warn(f"{name}: {words}")
         with session.stage("Time"):
             measured = time_in_turns(backends, max(settings.rounds, 1), runs, next(iter(artefacts)))
     for reason in measured.noise:

@@ -36,6 +36,7 @@ class Builder:
     def __init__(self, trt: Any, logger: Any, log: Log, answer: Callable[[dict[str, Any]], None], *, rtx: bool) -> None:
         self.trt, self.logger, self.log, self.answer = trt, logger, log, answer
         self.strongly_typed = rtx or int(trt.__version__.split(".")[0]) >= 10
+        self.kept: Any = None
 
     def build(self, onnx: str, plan: str, settings: dict[str, Any], timing_cache: str | None = None) -> dict[str, Any]:
         """Build an engine and write it to ``plan``.
@@ -49,6 +50,8 @@ class Builder:
         trt = self.trt
         start = time.perf_counter()
         self.log.clear()
+        # TensorRT unloads its kernels with the last builder, and takes ten seconds to load them again.
+        self.kept = self.kept or trt.Builder(self.logger)
         builder = trt.Builder(self.logger)
         flags = 0
         for name in ("EXPLICIT_BATCH", *(["STRONGLY_TYPED"] if self.strongly_typed else [])):
