@@ -111,6 +111,15 @@ def test_a_plan_that_is_not_surely_faster_than_float_is_not_taken(run):
     _, found = run({"model.0": 2.0}, border=45.0)
     assert not found.chosen.plan.quantized
     assert found.met
+    (why,) = [line for line in found.findings if "is the float model" in line]
+    nearest = min((s for s in found.steps if s.plan.quantized and s.speedup_interval[0] > 1), key=lambda s: s.drop)
+    assert f"of those that are faster, '{nearest.name}' (" in why
+    assert f"it loses {nearest.drop:.2f} points" in why
+
+
+def test_where_nothing_is_faster_there_is_nothing_to_gain(run):
+    _, found = run({"model.0": 0.5}, gain=-0.1)
+    assert not found.chosen.plan.quantized
     assert any("nothing to gain from quantizing" in line for line in found.findings)
 
 

@@ -72,6 +72,8 @@ def apply_formats(
         with torch.no_grad():
             # The input ranges are known, so ModelOpt calibrates the weights alone and needs no images.
             module = mtq.quantize(module, quantize_config(entries))
+            # ModelOpt leaves ranges that it is given on the CPU.
+            module.to(next(model.module.parameters()).device)
             if reduce_range:
                 _widen_weight_ranges(module)
             if correction is not None:

@@ -74,6 +74,20 @@ def judge(verifier: Verifier, step: Step) -> Verdict | None:
     return step.loss.judge(limit, verifier.variant.confidence or USUAL_CONFIDENCE)
 
 
+def _why_float(verifier: Verifier, limit: float | None) -> str:
+    faster = [
+        step
+        for step in verifier.steps.values()
+        if step.plan.quantized and step.loss and step.speedup_interval and step.speedup_interval[0] > 1
+    ]
+    if not faster or limit is None:
+        return "there is nothing to gain from quantizing."
+    nearest = min(faster, key=lambda step: step.drop or 0.0)
+    assert nearest.loss is not None
+    said = describe_loss(nearest.loss, limit, verifier.variant.confidence)
+    return f"of those that are faster, '{nearest.name}' ({nearest.speedup:.3f}x) comes nearest: it {said}"
+
+
 def explain(verifier: Verifier, chosen: Step, met: bool) -> list[str]:
     """What was found, in sentences."""
     lines = []
@@ -85,9 +99,10 @@ def explain(verifier: Verifier, chosen: Step, met: bool) -> list[str]:
                 f"{option.upper()} throughout does not pay on {verifier.target.title}: it runs at {low:.2f} to "
                 f"{high:.2f} times the speed of float."
             )
+    limit = verifier.variant.max_drop
     if met and not chosen.plan.quantized:
-        lines.append("The best model within the budgets is the float model; there is nothing to gain from quantizing.")
-    if met and chosen.loss and (limit := verifier.variant.max_drop) is not None and chosen.plan.quantized:
+        lines.append(f"The best model within the budgets is the float model; {_why_float(verifier, limit)}")
+    if met and chosen.loss and limit is not None and chosen.plan.quantized:
         lines.append(f"It {describe_loss(chosen.loss, limit, verifier.variant.confidence)}")
     if chosen.broken_classes:
         worst = ", ".join(

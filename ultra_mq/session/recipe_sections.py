@@ -75,7 +75,7 @@ class CalibrationSettings(Strict):
 class RecoverySettings(Strict):
     """How a quantized network learns again what the float one says, before it is exported; needs no labels."""
 
-    enabled: bool = Field(False, description="Recover every quantized model (experimental); takes a GPU a minute.")
+    enabled: bool = Field(False, description="Recover every quantized model (experimental); takes a GPU three minutes.")
     images: int = Field(160, ge=2, description="Images of the train split to learn from; a fifth of them is held out.")
     epochs: int = Field(20, ge=1, description="Passes over the images.")
 
