@@ -4,6 +4,7 @@
 import configparser
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ultra_mq.cli import main
 from ultra_mq.core.errors import PackageError
 from ultra_mq.deploy.deployable import read_deployable
 from ultra_mq.deploy.package import package
+from ultra_mq.graph.unsigned import make_unsigned
 from ultra_mq.runtimes.engine import BuildSettings, find_runtime, save_engine
 from ultra_mq.runtimes.tensorrt_builder import build_engine
 
@@ -56,10 +58,14 @@ def picture(shapes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(onnx_file, picture):
+    return find(onnx_file, picture)
+
+
+def find(path, picture):
     """What Ultralytics finds."""
     from ultralytics import YOLO
 
-    result = YOLO(onnx_file, task="detect").predict(picture, imgsz=160, verbose=False)[0]
+    result = YOLO(path, task="detect").predict(picture, imgsz=160, verbose=False)[0]
     return [
         (result.names[int(kind)], float(score), box)
         for kind, score, box in zip(result.boxes.cls, result.boxes.conf, result.boxes.xyxy.numpy(), strict=True)
@@ -104,10 +110,18 @@ def test_python_on_an_engine_strips_the_header(engine_file, picture, expected, t
 
 
 @pytest.mark.slow
-def test_cpp_finds_what_ultralytics_finds(onnx_file, picture, expected, tmp_path):
+def test_cpp_finds_what_ultralytics_finds(onnx_file, picture, tmp_path, caplog):
     from openvino.utils import get_cmake_path
 
-    folder = package(read_deployable(onnx_file), "cpp", tmp_path / "out")
+    package(read_deployable(onnx_file), "cpp", tmp_path / "signed")
+    assert "has signed 8-bit activations" in caplog.text
+    caplog.clear()
+    unsigned = tmp_path / "unsigned.onnx"
+    shutil.copy(onnx_file, unsigned)
+    make_unsigned(unsigned)
+    expected = find(unsigned, picture)
+    folder = package(read_deployable(unsigned), "cpp", tmp_path / "out")
+    assert "signed 8-bit" not in caplog.text
     for command in (["cmake", "-B", "build", f"-DOpenVINO_DIR={get_cmake_path()}"], ["cmake", "--build", "build"]):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
