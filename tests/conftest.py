@@ -139,6 +139,17 @@ def qdq(quantized, tmp_path_factory):
     return export_onnx(quantized, tmp_path_factory.mktemp("onnx") / "qdq.onnx", IMGSZ)
 
 
+@pytest.fixture
+def unsigned(qdq, tmp_path):
+    """``qdq`` with unsigned activations, which OpenVINO computes right on every CPU."""
+    from ultra_mq.graph.unsigned import make_unsigned
+
+    path = tmp_path / "unsigned.onnx"
+    shutil.copy(qdq.path, path)
+    make_unsigned(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def qdq_fp16(qdq, batches, tmp_path_factory):
     from ultra_mq.graph.autocast import convert_to_fp16

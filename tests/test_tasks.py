@@ -115,8 +115,8 @@ def test_task(family, task, needs_rtx, data, weights, tmp_path):
         "sensitivity.images=2", "sensitivity.method=gradient", "bench.rounds=0", "engine.target=rtx",
         f"project={tmp_path}", "name=run",
     ]  # fmt: skip
-    if family != "yolo11n":  # what a random network predicts is chaos, on six images above all; its layers are not
-        settings.append("evaluation.max_parity_gap=1.0")
+    if family != "yolo11n":  # what a random network predicts is chaos on six images: 3.9 points where no layer parts
+        settings.append("evaluation.max_parity_gap=0.05")
     done = CliRunner().invoke(main, ["autoquant", "--bits", "8", str(path), *settings])
     assert done.exit_code == 0, done.output
     folder = tmp_path / "run"

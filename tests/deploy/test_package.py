@@ -4,7 +4,6 @@
 import configparser
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +19,6 @@ from ultra_mq.cli import main
 from ultra_mq.core.errors import PackageError
 from ultra_mq.deploy.deployable import read_deployable
 from ultra_mq.deploy.package import package
-from ultra_mq.graph.unsigned import make_unsigned
 from ultra_mq.runtimes.engine import BuildSettings, find_runtime, save_engine
 from ultra_mq.runtimes.tensorrt_builder import build_engine
 
@@ -110,15 +108,12 @@ def test_python_on_an_engine_strips_the_header(engine_file, picture, expected, t
 
 
 @pytest.mark.slow
-def test_cpp_finds_what_ultralytics_finds(onnx_file, picture, tmp_path, caplog):
+def test_cpp_finds_what_ultralytics_finds(onnx_file, unsigned, picture, tmp_path, caplog):
     from openvino.utils import get_cmake_path
 
     package(read_deployable(onnx_file), "cpp", tmp_path / "signed")
     assert "has signed 8-bit activations" in caplog.text
     caplog.clear()
-    unsigned = tmp_path / "unsigned.onnx"
-    shutil.copy(onnx_file, unsigned)
-    make_unsigned(unsigned)
     expected = find(unsigned, picture)
     folder = package(read_deployable(unsigned), "cpp", tmp_path / "out")
     assert "signed 8-bit" not in caplog.text

@@ -109,7 +109,11 @@ def test_what_the_profiler_adds_is_taken_off(model, owners):
     assert overlapping == pytest.approx({"model.0.conv": 6.25, "model.1.conv": 3.75, "": 0.0})
 
 
-@pytest.fixture(scope="module", params=["h100-yolo11n-latency", "h100-yolo11n-race"])
+WORST = {"h100-yolo11n-latency": (0.03, 0.9), "h100-yolo11n-race": (0.04, 0.6)}
+"""Run to the largest error and the least rank correlation; most plans of the second are within 2 % of each other."""
+
+
+@pytest.fixture(scope="module", params=WORST)
 def h100(request):
     """Profiles and latencies of engines of YOLO11n in two runs, and the fit to the six that a search learns from."""
     with gzip.open(Path(__file__).parents[1] / "data" / f"{request.param}.json.gz") as file:
@@ -127,7 +131,7 @@ def h100(request):
     return fit_latency(network, 640, {}, probes), known["others"]
 
 
-def test_engines_of_an_h100_are_predicted_before_they_are_built(h100):
+def test_engines_of_an_h100_are_predicted_before_they_are_built(h100, request):
     """Each engine is predicted from those before it; builds of one plan are up to 2.6 % apart there."""
     latency, others = h100
     predicted = []
@@ -138,9 +142,9 @@ def test_engines_of_an_h100_are_predicted_before_they_are_built(h100):
     measured = np.array([one["latency_ms"] for one in others])
     errors = np.abs(np.array(predicted) / measured - 1)
     assert np.median(errors) <= 0.02
-    assert errors.max() <= 0.04
-    # Most plans of the second run are within 2 % of each other.
-    assert spearmanr(predicted, measured)[0] >= 0.6
+    largest_error, rank_correlation = WORST[request.node.callspec.params["h100"]]
+    assert errors.max() <= largest_error
+    assert spearmanr(predicted, measured)[0] >= rank_correlation
     assert [timed.predicted_ms for timed in latency.timed[-len(others) :]] == predicted
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -9,21 +8,11 @@ from click.testing import CliRunner
 
 from ultra_mq.cli import main
 from ultra_mq.core.errors import BackendError
-from ultra_mq.graph.unsigned import make_unsigned
 from ultra_mq.runtimes.backend import open_file
 from ultra_mq.runtimes.onnxruntime import OnnxRuntime
 
 if not os.environ.get("CI"):  # in CI it is installed, and its absence is a failure
     pytest.importorskip("openvino", reason="needs the extra 'openvino'")
-
-
-@pytest.fixture
-def unsigned(qdq, tmp_path):
-    """A quantized graph that OpenVINO computes right on every CPU."""
-    path = tmp_path / "unsigned.onnx"
-    shutil.copy(qdq.path, path)
-    make_unsigned(path)
-    return path
 
 
 def test_it_computes_what_onnx_runtime_computes(unsigned, batches):

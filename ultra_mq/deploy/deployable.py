@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ultra_mq.core import PackageError
-from ultra_mq.graph import load_graph, read_metadata
+from ultra_mq.graph import load_graph, read_metadata, signed_activations
 from ultra_mq.report import load_variants
 from ultra_mq.runtimes import engine_target, load_engine, read_exported
 
@@ -48,6 +48,7 @@ class Deployable:
         outputs: Outputs of the graph, by name.
         decoded: Whether the output has a row an object already, so that nothing has to be suppressed.
         quantized: Whether the graph has Q/DQ.
+        signed: Whether activations of it are signed INT8.
         offset: Bytes before the engine itself in its file; 0 for ONNX.
         runtime: What an engine needs, ``TensorRT 10.13.3`` say; empty for ONNX.
     """
@@ -65,6 +66,7 @@ class Deployable:
     outputs: tuple[Tensor, ...]
     decoded: bool
     quantized: bool
+    signed: bool
     offset: int
     runtime: str
 
@@ -108,6 +110,7 @@ def read_deployable(source: Path, variant: str | None = None) -> Deployable:
         outputs=tuple(sorted((_tensor(value) for value in graph.graph.output), key=lambda one: one.name)),
         decoded=exported.settled,
         quantized=any(node.op_type == "QuantizeLinear" for node in graph.graph.node),
+        signed=bool(signed_activations(graph)),
         offset=offset,
         runtime=runtime,
     )

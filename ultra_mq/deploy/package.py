@@ -14,7 +14,6 @@ import jinja2
 
 from ultra_mq.core import PackageError, atomic_folder, warn
 from ultra_mq.deploy.deployable import Deployable, Tensor
-from ultra_mq.graph import load_graph, signed_activations
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -84,7 +83,7 @@ def _write_deepstream(made: Deployable, folder: Path) -> None:
 
 
 def _write_cpp(made: Deployable, folder: Path) -> None:
-    if made.kind == "onnx" and signed_activations(load_graph(made.path)):
+    if made.kind == "onnx" and made.signed:
         warn(
             f"'{made.path}' has signed 8-bit activations, from which OpenVINO gets other values on CPUs without AMX. "
             f"Quantize it for OpenVINO with --runtime openvino, unless it will run with AMX alone."

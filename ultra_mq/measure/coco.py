@@ -117,7 +117,7 @@ def match(
         task: Ultralytics task.
         sigmas: Spread of each keypoint; COCO's own 17 by default.
         poses: Poses of an image that count.
-        by_size: Whether small, medium and large objects are matched apart too, which takes four times as long.
+        by_size: Whether small, medium and large objects are matched apart too, four matchings in place of one.
     """
     from pycocotools.coco import COCO
 

@@ -92,7 +92,7 @@ class ScoredObjects:
 
 
 def average_precisions(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """What Ultralytics' ``compute_ap`` gives for each column of curves of shape (N, T), in a fifth of the time.
+    """What Ultralytics' ``compute_ap`` gives for each column of curves of shape (N, T), three to four times as fast.
 
     Args:
         recall: Recall after each detection, N at least 1.

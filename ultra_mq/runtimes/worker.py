@@ -141,7 +141,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the worker and everything it started; whoever waits for an answer is told that it died."""
-        if self._process.poll() is None:
+        if self.alive:
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
